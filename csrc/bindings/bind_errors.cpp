@@ -1,0 +1,37 @@
+// C++ exceptions become the classes of gristmill.errors (defined in Python, so that they are documented and typed there).
+#include "bindings/bindings.h"
+#include "core/error.h"
+
+namespace nb = nanobind;
+
+namespace gristmill::bindings {
+namespace {
+
+void raise(const char* name, const char* what) {
+  const nb::object type = nb::module_::import_("gristmill.errors").attr(name);
+  PyErr_SetString(type.ptr(), what);
+}
+
+}  // namespace
+
+void bind_errors(nb::module_&) {
+  nb::register_exception_translator([](const std::exception_ptr& p, void*) {
+    try {
+      std::rethrow_exception(p);
+    } catch (const GGUFError& e) {
+      raise("GGUFError", e.what());
+    } catch (const UnsupportedModelError& e) {
+      raise("UnsupportedModelError", e.what());
+    } catch (const ContextFullError& e) {
+      raise("ContextFullError", e.what());
+    } catch (const DeviceError& e) {
+      raise("DeviceError", e.what());
+    } catch (const ArgumentError& e) {
+      raise("ArgumentError", e.what());
+    } catch (const Error& e) {
+      raise("Error", e.what());
+    }
+  });
+}
+
+}  // namespace gristmill::bindings
