@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from gristmill.errors import ArgumentError, GGUFError
-from gristmill.gguf_reader import quoted
+from gristmill.errors import ArgumentError, GGUFError, GristmillWarning
+from gristmill.messages import quoted
 from gristmill.pretokenizers import PRE_TOKENIZERS
 from gristmill.vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
@@ -93,7 +94,7 @@ class BytePairCodec:
         if self._recognized and ids and max(ids) >= self._n_vocab:
             ids = [self._recognized.get(i, i) for i in ids]
         if self._missing and not self._missing.isdisjoint(utf8):
-            self._check_complete(text, utf8, ids, engine)
+            self._warn_of_loss(text, utf8, ids, engine)
         return ids
 
     def _portions(self, text: str) -> Iterator[str]:
@@ -114,13 +115,18 @@ class BytePairCodec:
             )
         yield portion
 
-    def _check_complete(self, text: str, utf8: bytes, ids: list[int], engine: Engine) -> None:
-        """The library drops bytes without a token; a prompt that lost a part is an error."""
+    def _warn_of_loss(self, text: str, utf8: bytes, ids: list[int], engine: Engine) -> None:
+        """Bytes without a token are dropped, as the models' own tokenizers do; the user should know."""
         if engine.normalizer is not None:
             utf8 = engine.normalizer.normalize_str(text).encode()
-        if sum(len(self.token_bytes(i)) for i in ids) < len(utf8):
+        lost = len(utf8) - sum(len(self.token_bytes(i)) for i in ids)
+        if lost > 0:
             byte = min(self._missing.intersection(utf8))
-            raise ArgumentError(f"text: the vocabulary has no token for the byte 0x{byte:02X} in it")
+            warnings.warn(
+                f"{lost} bytes of the text are dropped: the vocabulary has no token for byte 0x{byte:02X}",
+                GristmillWarning,
+                stacklevel=4,
+            )
 
     def token_bytes(self, token: int) -> bytes:
         apart = self._apart.get(token)

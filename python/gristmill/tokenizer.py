@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gristmill.errors import ArgumentError, GGUFError, GristmillWarning, UnsupportedModelError
 from gristmill.gguf import GGUFFile
-from gristmill.gguf_reader import quoted
+from gristmill.messages import quoted
 from gristmill.metadata import Metadata
 from gristmill.stream_decoder import StreamDecoder
 from gristmill.vocabulary import CONTROL, KEYS, UNKNOWN, Vocabulary

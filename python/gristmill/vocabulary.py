@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gristmill.errors import GGUFError
-from gristmill.gguf_reader import printable, quoted
+from gristmill.messages import printable, quoted
 from gristmill.metadata import Metadata
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
