@@ -5,7 +5,7 @@ path = build(tmp_path / "tiny.gguf", Spec(arch="qwen2", formats="Q4_K", n_layer=
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from .blocks import Bytes, random_blocks
+from .blocks import random_blocks, row_bytes
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -48,7 +48,9 @@ class Spec:
     rope_base: float = 10000.0
     rope_freqs: bool = False
     rms_eps: float = 1e-6
-    formats: str | Mapping[str, str] = "F32"  # or {part of a tensor's name: format, "": the others}
+    formats: str | Mapping[str, str] = (
+        "F32"  # or {name of a matrix, or its last part: format, "": the others}
+    )
     metadata: Mapping[str, Any] = field(default_factory=dict)  # more keys; {arch} stands for the architecture
     tokenizer_pre: str = "qwen2"
     chat_template: str | None = CHAT_TEMPLATE
@@ -63,10 +65,11 @@ class Spec:
         return self.arch == "qwen2" if self.bias is None else self.bias
 
     def format_of(self, tensor: str) -> str:
+        """Format of a matrix by its name (``blk.0.attn_q``), else by the last part (``attn_q``), else ""."""
         if isinstance(self.formats, str):
             return self.formats
-        named = (kind for part, kind in self.formats.items() if part and part in tensor)
-        return next(named, self.formats.get("", "F32"))
+        names = (tensor, tensor.rpartition(".")[2], "")
+        return next((self.formats[name] for name in names if name in self.formats), "F32")
 
 
 def yarn(factor: float, original: int, **more: float) -> dict[str, Any]:
@@ -195,30 +198,36 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def add_matrix(writer: gguf.GGUFWriter, name: str, packed: Bytes, format_name: str) -> None:
-    """Adds rows of blocks as they are; the writer works the shape out from the bytes."""
-    dtypes = {"F32": np.float32, "F16": np.float16}
-    if format_name in dtypes:
-        writer.add_tensor(name, packed.view(dtypes[format_name]))
-    else:
-        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType[format_name])
+def build(
+    path: Path, spec: Spec | None = None, tokenizer: Callable[[gguf.GGUFWriter], None] | None = None
+) -> Path:
+    """Writes the model that ``spec`` describes to ``path`` and returns it; the same spec, the same bytes.
 
-
-def build(path: Path, spec: Spec | None = None) -> Path:
-    """Writes the model that ``spec`` describes to ``path`` and returns it; the same spec, the same bytes."""
+    One matrix at a time is in memory. ``tokenizer`` adds the tokenizer's keys; by default the small one here.
+    """
     spec = spec or Spec()
-    rng = np.random.default_rng(spec.seed)
+    rng = np.random.Generator(np.random.SFC64(spec.seed))
     writer = gguf.GGUFWriter(path, spec.arch)
     add_hyperparameters(writer, spec)
-    add_tokenizer(writer, spec.n_vocab, spec.tokenizer_pre, spec.chat_template)
+    if tokenizer is None:
+        add_tokenizer(writer, spec.n_vocab, spec.tokenizer_pre, spec.chat_template)
+    else:
+        tokenizer(writer)
+    small = list(vectors(spec, rng))
+    for name, values in small:
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
     for name, n_rows, n_cols in matrices(spec):
         kind = spec.format_of(name)
-        packed = random_blocks(kind, n_rows, n_cols, rng, weight_std(n_cols))
-        add_matrix(writer, f"{name}.weight", packed, kind)
-    for name, values in vectors(spec, rng):
-        writer.add_tensor(name, values)
+        length = row_bytes(kind, n_cols)
+        dtype = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor_info(f"{name}.weight", (n_rows, length), np.dtype(np.uint8), n_rows * length, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for _, values in small:
+        writer.write_tensor_data(values)
+    for name, n_rows, n_cols in matrices(spec):
+        blocks = random_blocks(spec.format_of(name), n_rows, n_cols, rng, weight_std(n_cols))
+        writer.write_tensor_data(blocks)
     writer.close()
     return path
