@@ -39,6 +39,7 @@ PRESETS = {
     ),
 }  # fmt: skip
 MIXES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M")
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as llama.cpp's quantizer understands them
 # What takes a K-quant's place where rows are no multiple of 256.
 FALLBACKS = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
@@ -87,6 +88,7 @@ def _exception(mix: str, part: str, layer: int, spec: Spec) -> str | None:
 def formats_of(mix: str, spec: Spec, pure: bool = False) -> dict[str, str]:
     """Format of every matrix, as in published files of that name; ``pure``: the base format where it fits."""
     base = base_format(mix)
+    mix = ALIASES.get(mix, mix)
     chosen: dict[str, str] = {}
     for name, _, n_cols in matrices(spec):
         kind = base
