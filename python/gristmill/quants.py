@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,7 +132,10 @@ def dequantize(
     format = format_named(type)
     sizes = _shape(shape)
     n_rows, row_bytes = math.prod(sizes[:-1]), format.row_bytes(sizes[-1])
-    raw = packed if isinstance(packed, np.ndarray) else np.frombuffer(packed, np.uint8)
+    try:
+        raw = packed if isinstance(packed, np.ndarray) else np.frombuffer(packed, np.uint8)
+    except TypeError as error:
+        raise ArgumentError(f"packed must be a uint8 array or bytes: {error}") from None
     if raw.dtype != np.uint8:
         raise ArgumentError(f"packed must be uint8 or bytes, got an array of {raw.dtype}")
     if raw.size != n_rows * row_bytes:
@@ -200,8 +204,8 @@ def _real(array: npt.ArrayLike, what: str) -> npt.NDArray[np.number]:
 def _shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     """The shape as a tuple of ints, at least one axis, none negative."""
     try:
-        sizes = tuple(int(n) for n in (shape if hasattr(shape, "__iter__") else (shape,)))
-    except (TypeError, ValueError):
+        sizes = tuple(operator.index(n) for n in (shape if hasattr(shape, "__iter__") else (shape,)))
+    except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 0:
         raise ArgumentError(f"shape must be one or more sizes >= 0, got {shape!r}")
