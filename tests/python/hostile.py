@@ -1,6 +1,7 @@
 """Builds GGUF files byte by byte, sound ones and hostile ones, independently of any GGUF writer.
 
-``sound()`` is a small valid file; ``HOSTILE`` names files that must be refused, each with a part of the message.
+``sound()`` is a small valid file; ``HOSTILE`` names files that must be refused, each with a part of the
+message.
 """
 
 from __future__ import annotations
@@ -11,7 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
+CODES = {
+    U8: "B",
+    I8: "b",
+    U16: "H",
+    I16: "h",
+    U32: "I",
+    I32: "i",
+    F32: "f",
+    BOOL: "?",
+    U64: "Q",
+    I64: "q",
+    F64: "d",
+}
 HUGE = (2**31, 2**32, 2**61 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
 
@@ -175,7 +188,10 @@ def _hostile() -> dict[str, tuple[bytes, str]]:
         "html": (b"\n <!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
         "html-bare": (b"<HTML><body>Sign in</body></HTML>", "an HTML page"),
         "json": (b'{"error": "Repository not found"}', "a JSON document"),
-        "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+        "git-lfs": (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "a Git LFS pointer",
+        ),
         "ggml": (b"lmgg" + bytes(60), "a GGML file"),
         "ggjt": (b"tjgg" + bytes(60), "a GGJT file"),
         # versions and byte order
@@ -195,7 +211,10 @@ def _hostile() -> dict[str, tuple[bytes, str]]:
         "key-control": (with_kv(string("x\ny") + u32(77)), r"'x\\ny'"),
         "value-type": (with_kv(string("x") + u32(13) + u64(0)), "key 'x': unknown value type 13"),
         "value-type-huge": (with_kv(string("x") + u32(2**32 - 1)), "unknown value type 4294967295"),
-        "element-type": (with_kv(string("x") + u32(ARRAY) + u32(13) + u64(0)), "unknown array element type 13"),
+        "element-type": (
+            with_kv(string("x") + u32(ARRAY) + u32(13) + u64(0)),
+            "unknown array element type 13",
+        ),
         "bool-2": (with_kv(string("x") + u32(BOOL) + b"\2"), "a bool is neither 0 nor 1"),
         "bool-array-2": (
             with_kv(string("x") + u32(ARRAY) + u32(BOOL) + u64(3) + b"\1\0\2"),
@@ -210,7 +229,10 @@ def _hostile() -> dict[str, tuple[bytes, str]]:
         "alignment-huge": (_alignment(U32, 2**31), "general.alignment is 2147483648"),
         "alignment-u64": (_alignment(U64, 32), "'general.alignment': expected uint32, got uint64"),
         "alignment-str": (_alignment(STRING, "32"), "'general.alignment': expected uint32, got string"),
-        "alignment-array": (_alignment(ARRAY, (U32, [32])), "'general.alignment': expected uint32, got array"),
+        "alignment-array": (
+            _alignment(ARRAY, (U32, [32])),
+            "'general.alignment': expected uint32, got array",
+        ),
         # tensors
         "tensor-twice": (with_tensors(tensor("t"), tensor("t", offset=256)), "tensor 't' appears twice"),
         "tensor-unnamed": (with_tensors(tensor("")), "tensor 1 of 1: its name is empty"),
@@ -225,7 +247,10 @@ def _hostile() -> dict[str, tuple[bytes, str]]:
         "dims-wrap-to-32": (with_tensors(tensor("t", ne=[2**59 + 1, 32])), "too large"),
         "dims-4-huge": (with_tensors(tensor("t", ne=[2**64 - 1] * 4)), "too large"),
         "bytes-wrap": (with_tensors(tensor("t", ne=[2**61], type_id=0)), "too large"),
-        "block-row": (with_tensors(tensor("t", ne=[33, 2], type_id=8)), "33 elements, not a multiple of Q8_0's"),
+        "block-row": (
+            with_tensors(tensor("t", ne=[33, 2], type_id=8)),
+            "33 elements, not a multiple of Q8_0's",
+        ),
         "block-row-k": (with_tensors(tensor("t", ne=[128, 2], type_id=12)), "not a multiple of Q4_K's"),
         "type-removed": (with_tensors(tensor("t", type_id=31)), r"type 31 \(Q4_0_4_4\)"),
         "type-unknown": (with_tensors(tensor("t", type_id=999)), "tensor 't' has unknown type 999"),
@@ -247,19 +272,28 @@ def _hostile() -> dict[str, tuple[bytes, str]]:
             with_kv(kv("split.no", U16, 0), kv("split.count", U16, 3), kv("split.tensors.count", I32, 9)),
             "part 1 of 3, but its name does not end in -00001-of-00003.gguf",
         ),
-        "split-count-str": (with_kv(kv("split.count", STRING, "3")), "'split.count': expected int, got string"),
+        "split-count-str": (
+            with_kv(kv("split.count", STRING, "3")),
+            "'split.count': expected int, got string",
+        ),
     }
     for n in HUGE:
         files |= {
             f"n_kv-{n}": (_changed(n_kv=n), f"the header says {n} keys"),
             f"n_tensors-{n}": (_changed(n_tensors=n), f"the header says {n} tensors"),
             f"key-length-{n}": (with_kv(string("x", length=n) + u32(U8) + b"\0"), f"{n} bytes long"),
-            f"string-length-{n}": (with_kv(string("x") + u32(STRING) + u64(n) + b"abc"), "truncated or corrupt: key 'x'"),
+            f"string-length-{n}": (
+                with_kv(string("x") + u32(STRING) + u64(n) + b"abc"),
+                "truncated or corrupt: key 'x'",
+            ),
             f"strings-length-{n}": (
                 with_kv(string("x") + u32(ARRAY) + u32(STRING) + u64(2) + string("ok") + u64(n) + b"abc"),
                 "truncated or corrupt: key 'x'",
             ),
-            f"array-count-{n}": (with_kv(string("x") + u32(ARRAY) + array(U8, [], count=n)), f"'x' says {n} elements"),
+            f"array-count-{n}": (
+                with_kv(string("x") + u32(ARRAY) + array(U8, [], count=n)),
+                f"'x' says {n} elements",
+            ),
             f"array-count-f64-{n}": (
                 with_kv(string("x") + u32(ARRAY) + array(F64, [], count=n)),
                 f"'x' says {n} elements",
@@ -290,7 +324,9 @@ def write_hostile(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def split_files(folder: Path, stem: str = "m", change: Callable[[int, Raw], None] | None = None) -> list[Path]:
+def split_files(
+    folder: Path, stem: str = "m", change: Callable[[int, Raw], None] | None = None
+) -> list[Path]:
     """Write a sound file in three parts, one tensor each; ``change(i, raw)`` may bend part ``i`` first."""
     paths: list[Path] = []
     for i in range(3):

@@ -1,4 +1,4 @@
-"""Property tests of the header parser: any bytes either parse or raise GGUFError, in bounded time and memory."""
+"""Property tests of the header parser: any bytes parse or raise GGUFError, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hostile import HUGE, I32, U16, Raw, kv, sound, u32, u64
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from gristmill import ArgumentError, GGUFError
 from gristmill.gguf import GGUFFile
 from gristmill.info import describe
+from hostile import HUGE, I32, U16, Raw, kv, sound, u32, u64
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 fuzz = functools.partial(
     settings, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -59,9 +58,11 @@ def seeds() -> tuple[bytes, ...]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A valid file after a few cuts, insertions, repeats and overwrites, some of them with extreme numbers."""
+    """A valid file after a few cuts, insertions, repeats and overwrites, some with extreme numbers."""
     content = bytearray(draw(st.sampled_from(seeds())))
-    extremes = [u64(n) for n in (0, 1, 2, 7, 255, 65535, *HUGE)] + [u32(n) for n in (0, 1, 9, 13, 2**31, 2**32 - 1)]
+    extremes = [u64(n) for n in (0, 1, 2, 7, 255, 65535, *HUGE)] + [
+        u32(n) for n in (0, 1, 9, 13, 2**31, 2**32 - 1)
+    ]
     for _ in range(draw(st.integers(1, 6))):
         # Most of a file is data; what is interesting lies in front.
         at = draw(st.integers(0, min(len(content), draw(st.sampled_from([64, 512, 1 << 20])))))

@@ -10,10 +10,9 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hostile import ARRAY, HOSTILE, STRING, U8, Raw, kv, sound, string, tensor, u32, u64
-
 from gristmill import GGUFError
 from gristmill.gguf import GGUFFile
+from hostile import ARRAY, HOSTILE, STRING, U8, Raw, kv, sound, string, tensor, u32, u64
 
 
 def refusal(path: Path, check_extents: bool = True) -> str:
@@ -47,7 +46,7 @@ def test_is_refused_by_name(name: str, tmp_path: Path) -> None:
 
 
 def test_every_truncation_of_a_sound_file_is_refused(tmp_path: Path) -> None:
-    """Promises 2 and 5: cut at any byte, a file is refused; cut in its header, without looking at tensors."""
+    """Promises 2 and 5: cut at any byte, a file is refused; in its header, whatever check_extents says."""
     raw = sound()
     content, header = raw.build(), raw.header()
     path = tmp_path / "cut.gguf"
@@ -59,7 +58,7 @@ def test_every_truncation_of_a_sound_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_truncated_data_leaves_the_header_readable(tmp_path: Path) -> None:
-    """Promise 5: without the check a cut file opens for its header; check_extents() then says what is missing."""
+    """Promise 5: without the check a cut file opens for its header; check_extents() says what is missing."""
     path = tmp_path / "cut.gguf"
     path.write_bytes(sound().build()[:-100])
     with GGUFFile.open(path, check_extents=False) as file:
@@ -114,7 +113,7 @@ def test_read_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
-    """Promises 1 and 2: a directory, a FIFO without writer, a socket, a device: refused at once, never waited for."""
+    """Promises 1 and 2: a directory, a FIFO without writer, a socket, a device are refused at once."""
     fifo = tmp_path / "fifo.gguf"
     os.mkfifo(fifo)
     assert "is a FIFO" in refusal(fifo)
@@ -159,7 +158,7 @@ def test_path_with_control_characters_stays_one_line(tmp_path: Path) -> None:
 
 
 def test_sparse_file_of_one_string_is_not_read_whole(tmp_path: Path) -> None:
-    """Promise 3: a string that claims 64 GiB which a sparse file does have is refused before they are read."""
+    """Promise 3: a string of 64 GiB, which a sparse file does have, is refused before it is read."""
     path = tmp_path / "sparse.gguf"
     raw = Raw(kvs=[string("x") + u32(STRING) + u64(1 << 36)])
     path.write_bytes(raw.build())
@@ -173,10 +172,10 @@ def test_descriptors_are_closed_after_a_refusal(tmp_path: Path) -> None:
     """Promise 15: a thousand refusals leave no descriptor behind."""
     path = tmp_path / "bad.gguf"
     path.write_bytes(Raw(kvs=[kv("a", U8, 1)], tensors=[tensor("t", type_id=77)]).build())
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(1000):
         refusal(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_many_small_arrays_within_an_array_are_bounded_work(tmp_path: Path) -> None:

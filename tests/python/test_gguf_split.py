@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hostile import I32, U16, Raw, kv, split_files, tensor
-
 from gristmill import GGUFError
 from gristmill.gguf import GGUFFile
+from hostile import I32, U16, Raw, kv, split_files, tensor
 
 
 def refusal(path: Path) -> str:
@@ -61,7 +60,10 @@ def test_parts_exchanged(tmp_path: Path) -> None:
     paths = split_files(tmp_path)
     shutil.copy(paths[2], paths[1])
     assert "is part 3 of 3, but its name does not end in" in refusal(paths[1])
-    assert refusal(paths[0]) == f"{paths[1]}: split.no and split.count are 2 and 3, expected 1 and 3 as in its name"
+    assert (
+        refusal(paths[0])
+        == f"{paths[1]}: split.no and split.count are 2 and 3, expected 1 and 3 as in its name"
+    )
 
 
 def test_part_of_another_split(tmp_path: Path) -> None:
