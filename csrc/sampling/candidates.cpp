@@ -12,29 +12,21 @@
 namespace gristmill::sampling {
 namespace {
 
-constexpr size_t kLanes = 16;
+// The maximum by halving, and the check as a count: loops without a chain through their iterations, which compilers
+// vectorize. A NaN may get lost in the maximum; finite_or_masked finds it.
+float max_of_block(const float* logits) {
+  constexpr size_t kHalf = Candidates::kBlock / 2;
+  float max[kHalf];
+  for (size_t i = 0; i < kHalf; ++i) max[i] = logits[i] > logits[i + kHalf] ? logits[i] : logits[i + kHalf];
+  for (size_t n = kHalf / 2; n >= 4; n /= 2) {
+    for (size_t i = 0; i < n; ++i) max[i] = max[i] > max[i + n] ? max[i] : max[i + n];
+  }
+  return std::max(std::max(max[0], max[1]), std::max(max[2], max[3]));
+}
 
-// Copies one block of logits and takes its maximum. Returns false if one of them is NaN or +inf. The lanes let a
-// compiler vectorize what would otherwise be one long chain of comparisons.
-bool copy_block(const float* from, float* to, float* max) {
-  float lane_max[kLanes];
-  uint32_t lane_bad[kLanes] = {};
-  for (float& m : lane_max) m = kMasked;
-  for (size_t i = 0; i < Candidates::kBlock; i += kLanes) {
-    for (size_t l = 0; l < kLanes; ++l) {
-      const float x = from[i + l];
-      to[i + l] = x;
-      lane_max[l] = x > lane_max[l] ? x : lane_max[l];
-      lane_bad[l] |= x <= FLT_MAX ? 0u : 1u;
-    }
-  }
+bool finite_or_masked(const float* logits, size_t n) {
   uint32_t bad = 0;
-  float m = kMasked;
-  for (size_t l = 0; l < kLanes; ++l) {
-    bad |= lane_bad[l];
-    m = std::max(m, lane_max[l]);
-  }
-  *max = m;
+  for (size_t i = 0; i < n; ++i) bad += logits[i] <= FLT_MAX ? 0u : 1u;
   return bad == 0;
 }
 
@@ -65,25 +57,20 @@ void Candidates::load(std::span<const float> logits) {
   const size_t blocks = n_blocks();
   logits_.resize(blocks * kBlock);
   block_max_.resize(blocks);
-  const size_t full = size_ / kBlock;
+  std::copy(logits.begin(), logits.end(), logits_.begin());
+  std::fill(logits_.begin() + static_cast<ptrdiff_t>(size_), logits_.end(), kMasked);
   bool good = true;
-  for (size_t b = 0; b < full; ++b) {
-    good &= copy_block(logits.data() + b * kBlock, logits_.data() + b * kBlock, &block_max_[b]);
-  }
-  if (full < blocks) {
-    float last[kBlock];
-    std::fill(last, last + kBlock, kMasked);
-    std::copy(logits.begin() + static_cast<ptrdiff_t>(full * kBlock), logits.end(), last);
-    good &= copy_block(last, logits_.data() + full * kBlock, &block_max_[full]);
+  for (size_t b = 0; b < blocks; ++b) {
+    const float* block = logits_.data() + b * kBlock;
+    good &= finite_or_masked(block, kBlock);
+    block_max_[b] = max_of_block(block);
   }
   if (!good) fail_non_finite(logits);
 }
 
 void Candidates::replace(std::span<const float> logits) {
   if (whole_) return load(logits);
-  for (const float x : logits) {
-    if (!(x <= FLT_MAX)) fail_non_finite(logits);
-  }
+  if (!finite_or_masked(logits.data(), logits.size())) fail_non_finite(logits);
   std::vector<int32_t> ids;
   size_t old = 0;
   for (size_t token = 0; token < logits.size(); ++token) {
@@ -120,8 +107,7 @@ std::optional<size_t> Candidates::find(int32_t token) const {
 }
 
 void Candidates::update_block(size_t block) {
-  const float* first = logits_.data() + block * kBlock;
-  block_max_[block] = *std::max_element(first, first + kBlock);
+  block_max_[block] = max_of_block(logits_.data() + block * kBlock);
 }
 
 void Candidates::set_logit(size_t i, float value) {

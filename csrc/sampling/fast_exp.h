@@ -15,7 +15,12 @@ inline constexpr float kExpFloor = -87.0f;
 inline float exp_nonpositive(float x) {
   constexpr float kRound = 0x1.8p23f;  // adding it rounds a small float to an integer, kept in the low mantissa bits
   constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;  // kLn2High * n is exact for |n| < 2^8
-  const float clamped = x > kExpFloor ? x : kExpFloor;
+  // Clamping by integers (the order of positive floats is that of their bits) and masking by a sign: a compiler would turn
+  // comparisons of floats into branches, and then not vectorize.
+  const int32_t magnitude = std::bit_cast<int32_t>(x) & 0x7fffffff;
+  const int32_t floor = std::bit_cast<int32_t>(-kExpFloor);
+  const float clamped = -std::bit_cast<float>(magnitude < floor ? magnitude : floor);
+  const uint32_t zero_mask = 0u - (static_cast<uint32_t>(floor - magnitude) >> 31);
   const float shifted = clamped * 0x1.715476p0f + kRound;
   const float n = shifted - kRound;
   const float r = (clamped - n * kLn2High) - n * kLn2Low;
@@ -29,7 +34,7 @@ inline float exp_nonpositive(float x) {
   p = p * r + 1.0f;
   const uint32_t exponent = std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(kRound) + 127u;
   const float result = p * std::bit_cast<float>(exponent << 23);
-  return x > kExpFloor ? result : 0.0f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(result) & ~zero_mask);
 }
 
 }  // namespace gristmill::sampling
