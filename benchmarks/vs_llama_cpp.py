@@ -4,9 +4,9 @@
     python benchmarks/vs_llama_cpp.py q4_k_m.gguf q8_0.gguf --threads 2 --json result.json
     python benchmarks/vs_llama_cpp.py q4_k_m.gguf --llama-bench llama.cpp/build/bin/llama-bench
 
-Machines are noisy and drift, so only figures of one run are compared: each round measures both runtimes in turn,
-a ratio is taken in every round, and the median ratio is given with the smallest and the largest. Both compute
-logits of the last position alone, without sampling; decoding starts from an empty context.
+Machines are noisy and drift, so only figures of one run are compared: each round measures both runtimes in
+turn, a ratio is taken in every round, and the median ratio is given with the smallest and the largest. Both
+compute logits of the last position alone, without sampling; decoding starts from an empty context.
 """
 
 from __future__ import annotations

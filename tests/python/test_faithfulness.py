@@ -61,7 +61,7 @@ def test_close_to_the_exact_model(
     top = np.mean(exact.argmax(axis=-1) == log_q.argmax(axis=-1))
     ratio = perplexity(log_q, ids) / perplexity(exact, ids)
     print(
-        f"{engine.isa}: {len(ids)} positions, mean KL {kl.mean():.1e} (decoded: {kl[-n_decoded:].mean():.1e}), "
+        f"{engine.isa}: {len(ids)} positions, mean KL {kl.mean():.1e}, decoded {kl[-n_decoded:].mean():.1e}, "
         f"99th percentile {np.percentile(kl, 99):.1e}, top-1 agreement {top:.4f}, "
         f"perplexity {perplexity(log_q, ids):.4f}, {ratio:.5f} of the exact model's"
     )
