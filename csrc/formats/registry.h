@@ -49,9 +49,12 @@ struct FormatInfo {
   Kind kind;
   int block_size;  // weights
   int type_size;   // bytes
+  int group;       // weights that share a scale; 0 for Kind::kFloat
   float max_relative_error;
   void (*to_float)(const void* blocks, float* y, int64_t n);  // n: weights, a multiple of block_size
   void (*from_float)(const float* x, const float* importance, void* blocks, int64_t n);
+  // Taken apart as format.h says, with the zero point folded in: w = scale * q + min. nullptr for Kind::kFloat.
+  void (*to_affine)(const void* blocks, uint8_t* q, float* scale, float* min, int64_t n);
 };
 
 // nullptr where the number or name is not in the registry. Names are case-sensitive, as GGUF spells them.

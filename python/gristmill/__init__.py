@@ -8,6 +8,7 @@ from gristmill.errors import (
     DownloadError,
     Error,
     GGUFError,
+    GristmillWarning,
     TemplateError,
     UnsupportedModelError,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "DownloadError",
     "Error",
     "GGUFError",
+    "GristmillWarning",
     "TemplateError",
     "UnsupportedModelError",
     "__version__",

@@ -33,3 +33,7 @@ class TemplateError(Error):
 
 class DownloadError(Error):
     """A model could not be fetched or did not match its checksum; what was fetched is kept for resuming."""
+
+
+class GristmillWarning(UserWarning):
+    """Something the user set has no effect, or not the effect its name suggests."""
