@@ -19,10 +19,11 @@ from oracle.engine import Engine
 from oracle.forward import Oracle
 
 NAMES = [f.name for f in quants.formats()]
-# A quantized activation is off by at most 2**-15 of the largest of its 32, a third of that on average: 2e-5
-# of a value's own size, and so of every product's. Two layers add up some 14 products and leave 3e-5..8e-5;
-# the largest of 12 000 logits is 4 deviations out.
-BOUND = {"affine": 5e-4, "float": 2e-5}
+# A quantized activation is off by up to half a step of 1/16256 of the largest of its 32: for normal values 4e-5
+# of their spread, and so is a product of them. Two layers and the head quantize nine times, among them the gated
+# values with their longer tails: 1.3e-4 together, and the largest of 12 000 logits is five deviations out. (8
+# bits would make it 0.1.) Float formats leave the rounding of float32 sums.
+BOUND = {"affine": 1.5e-3, "float": 2e-5}
 IDS = np.random.default_rng(7).integers(0, 320, 37)
 F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
 
@@ -47,6 +48,11 @@ def largest_error(logits: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(logits - reference).max() / np.sqrt(np.mean(np.square(reference))))
 
 
+def rms_error(logits: np.ndarray, reference: np.ndarray) -> float:
+    """Root mean square of the difference in units of the reference's."""
+    return float(np.sqrt(np.mean(np.square(logits - reference)) / np.mean(np.square(reference))))
+
+
 def bound(name: str) -> float:
     return BOUND[next(f.kind for f in quants.formats() if f.name == name)]
 
@@ -56,7 +62,7 @@ def check(engine: Engine, path: Path, limit: float, ids: Sequence[int] = IDS) ->
     reference = expected(path, ids)
     for splits in (None, [1] * len(ids)):
         error = largest_error(engine.logits(path, ids, splits, **F32_CACHE), reference)
-        print(f"{engine.isa}, {'prompt' if splits is None else 'decode'}: {error:.1e}, bound {limit:.0e}")
+        print(f"{engine.isa}, {'prompt' if splits is None else 'decode'}: {error:.1e}, bound {limit:.1e}")
         assert error < limit
 
 

@@ -43,7 +43,7 @@ class Engine:
         path = os.pathsep.join([str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.isa = isa
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "oracle.engine"],
+            [sys.executable, "-W", "ignore::UserWarning", "-m", "oracle.engine"],
             env=os.environ | {"GRISTMILL_ISA": isa, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -66,6 +66,7 @@ class Engine:
         reply = json.loads(line)
         if "error" in reply:
             raise EngineError(*reply["error"])
+        assert reply["isa"] == self.isa, "another instruction set ran than the one that was forced"
         shape = tuple(reply["shape"])
         data = self._process.stdout.read(4 * int(np.prod(shape)))
         return np.frombuffer(data, np.float32).reshape(shape)
@@ -97,7 +98,8 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             replies.write(json.dumps({"error": [type(error).__name__, str(error)]}).encode() + b"\n")
         else:
             assert logits.dtype == np.float32
-            replies.write(json.dumps({"shape": logits.shape}).encode() + b"\n" + logits.tobytes())
+            reply = {"isa": model.isa, "shape": logits.shape}
+            replies.write(json.dumps(reply).encode() + b"\n" + logits.tobytes())
         replies.flush()
 
 
