@@ -58,7 +58,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class MemoryInfo:
-    """Bytes needed at a context of ``n_ctx`` positions: the weights, and the KV cache for each cache type."""
+    """Bytes needed for ``n_ctx`` positions: the weights, and the KV cache in each cache type."""
 
     n_ctx: int
     weights: int
@@ -125,7 +125,7 @@ def describe(
     weights = sum(use.n_bytes for use in formats)
     n_ctx = n_ctx or context_length
     memory = None
-    if n_ctx and n_head_kv_sum and head_size_k and head_size_v:
+    if formats and n_ctx and n_head_kv_sum and head_size_k and head_size_v:
         elements = n_ctx * n_head_kv_sum * (head_size_k + head_size_v)
         memory = MemoryInfo(n_ctx, weights, {t: int(elements * size) for t, size in KV_ELEMENT_BYTES.items()})
     template = metadata.get_str("tokenizer.chat_template", "")
