@@ -1,4 +1,4 @@
-"""The ``gristmill`` command. A command is a file here with ``add_parser(subparsers)`` and ``run(args) -> int``.
+"""The ``gristmill`` command: a command is a file here with ``add_parser(subparsers)`` and ``run(args) -> int``.
 
 Only the file of the command that is asked for is imported, and these files import numpy and the like when
 they run, so ``--version`` and ``--help`` answer at once.
