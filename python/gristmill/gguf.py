@@ -11,7 +11,8 @@ from types import TracebackType
 
 from gristmill.errors import GGUFError
 from gristmill.gguf_header import TensorInfo, parse_header
-from gristmill.gguf_reader import open_regular, printable, quoted
+from gristmill.gguf_reader import open_regular
+from gristmill.messages import file_error, printable, quoted
 from gristmill.metadata import Metadata
 
 __all__ = ["GGUFFile", "TensorInfo"]
@@ -35,8 +36,9 @@ class _Part:
 class GGUFFile:
     """An open GGUF file, or all parts of a split one; from :meth:`open`, closed by :meth:`close` or ``with``.
 
-    The descriptors stay open, so that what is mapped later is the very file whose header was checked. ``metadata``
-    is the first part's, where split files keep it; ``tensors`` has those of all parts in file order.
+    The descriptors stay open, so that what is mapped later is the very file whose header was checked.
+    ``metadata`` is the first part's, where split files keep it; ``tensors`` has those of all parts, in file
+    order.
     """
 
     def __init__(self, parts: list[_Part], closing: ExitStack) -> None:
@@ -55,8 +57,8 @@ class GGUFFile:
     def open(cls, path: str | os.PathLike[str], check_extents: bool = True) -> GGUFFile:
         """Open ``path``; for any part of a split file all of its parts, which must lie beside it.
 
-        With ``check_extents=False`` a file opens as well whose header is whole but whose tensors are cut off; call
-        :meth:`check_extents` before touching one. Raises GGUFError, whose message begins with the file's path.
+        With ``check_extents=False`` a file opens as well whose header is whole but whose tensors are cut off;
+        call :meth:`check_extents` before touching one. Raises GGUFError, its message beginning with the path.
         """
         with ExitStack() as closing:
             file = cls(_open_parts(Path(path), closing), closing)
@@ -69,16 +71,17 @@ class GGUFFile:
         return file
 
     def check_extents(self) -> None:
-        """Check every tensor against the present size of its open file. Raises GGUFError for the first outside."""
+        """Check every tensor against the present size of its open file. Raises GGUFError."""
         sizes = self.file_sizes = [os.fstat(self.fileno(i)).st_size for i in range(len(self.paths))]
         outside = [t for t in self.tensors.values() if t.end > sizes[t.file_index]]
         if outside:
             first = min(outside, key=lambda t: (t.file_index, t.offset))
             size = sizes[first.file_index]
             missing = max(t.end for t in outside if t.file_index == first.file_index) - size
-            raise GGUFError(
-                f"{printable(str(self.paths[first.file_index]))}: truncated: tensor {quoted(first.name)} ends at byte "
-                f"{first.end} but the file has {size} bytes; {missing} bytes are missing"
+            raise file_error(
+                self.paths[first.file_index],
+                f"truncated: tensor {quoted(first.name)} ends at byte {first.end} "
+                f"but the file has {size} bytes; {missing} bytes are missing",
             )
 
     def fileno(self, file_index: int = 0) -> int:
@@ -111,25 +114,27 @@ def _open_parts(path: Path, closing: ExitStack) -> list[_Part]:
     count = given.split_count
     if count <= 1:
         return [given]
-    shown, number = printable(str(path)), given.split_no + 1
+    number = given.split_no + 1
     name = _SPLIT_NAME.fullmatch(path.name)
     if name is None or (int(name[2]), int(name[3])) != (number, count):
-        raise GGUFError(
-            f"{shown}: is part {number} of {count}, but its name does not end in -{number:05}-of-{count:05}.gguf, "
-            "so the other parts cannot be found"
+        raise file_error(
+            path,
+            f"is part {number} of {count}, but its name does not end in -{number:05}-of-{count:05}.gguf, "
+            "so the other parts cannot be found",
         )
     parts: list[_Part] = []
     for i in range(count):
         sibling = path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf")
         if not sibling.exists():
-            raise GGUFError(
-                f"{shown}: is part {number} of {count}, but {printable(sibling.name)} is not beside it"
+            raise file_error(
+                path, f"is part {number} of {count}, but {printable(sibling.name)} is not beside it"
             )
         part = given if i == given.split_no == 0 else _Part(sibling, closing, i)
         if (part.split_no, part.split_count) != (i, count):
-            raise GGUFError(
-                f"{printable(str(sibling))}: split.no and split.count are {part.split_no} and {part.split_count}, "
-                f"expected {i} and {count} as in its name"
+            raise file_error(
+                sibling,
+                f"split.no and split.count are {part.split_no} and {part.split_count}, "
+                f"expected {i} and {count} as in its name",
             )
         parts.append(part)
     return parts
@@ -143,12 +148,12 @@ def _merge_tensors(parts: list[_Part]) -> dict[str, TensorInfo]:
         for name, tensor in part.header.tensors.items():
             if name in tensors:
                 other = printable(parts[tensors[name].file_index].path.name)
-                raise GGUFError(f"{printable(str(part.path))}: tensor {quoted(name)} is also in {other}")
+                raise file_error(part.path, f"tensor {quoted(name)} is also in {other}")
             tensors[name] = tensor
     expected = parts[0].metadata.get_int("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise GGUFError(
-            f"{printable(str(parts[0].path))}: split.tensors.count is {expected}, "
-            f"but the {len(parts)} parts hold {len(tensors)} tensors"
+        raise file_error(
+            parts[0].path,
+            f"split.tensors.count is {expected}, but the {len(parts)} parts hold {len(tensors)} tensors",
         )
     return tensors

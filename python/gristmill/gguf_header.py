@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from gristmill.errors import GGUFError
 from gristmill.gguf_magic import check_magic
-from gristmill.gguf_reader import HeaderReader, quoted
+from gristmill.gguf_reader import HeaderReader
 from gristmill.gguf_types import REMOVED_TENSOR_TYPES, TENSOR_TYPES, U32, VALUE_TYPES
+from gristmill.messages import quoted
 
 ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
@@ -38,7 +39,7 @@ _TENSOR_TAILS = tuple(struct.Struct(f"<{n_dims}QIQ") for n_dims in range(MAX_DIM
 class TensorInfo:
     """Where a tensor lies. ``shape`` is in numpy's order, rows first: GGUF's ``ne`` reversed.
 
-    ``offset`` is absolute, in bytes, in the file ``paths[file_index]`` of its :class:`~gristmill.gguf.GGUFFile`.
+    ``offset`` is absolute, in bytes, in the file ``paths[file_index]`` of the GGUFFile.
     """
 
     name: str
@@ -61,7 +62,7 @@ class TensorInfo:
 
 
 class Header(NamedTuple):
-    """``data`` is the header's bytes; ``entries`` gives each key the position of its value's type number in them."""
+    """``data`` is the header's bytes; ``entries`` gives each key the position of its value's type in them."""
 
     version: int
     alignment: int
@@ -160,7 +161,8 @@ def _read_tensor(reader: HeaderReader, name: str, alignment: int, file_index: in
         raise reader.error(f"{reader.item} is too large: shape {shape}, {n_bytes} bytes at offset {offset}")
     if ne[0] % kind.block_size:
         raise reader.error(
-            f"{reader.item} has rows of {ne[0]} elements, not a multiple of {kind.name}'s block of {kind.block_size}"
+            f"{reader.item} has rows of {ne[0]} elements, not a multiple of {kind.name}'s block size "
+            f"{kind.block_size}"
         )
     if offset % alignment:
         raise reader.error(f"{reader.item} is misaligned: offset {offset} is not a multiple of {alignment}")

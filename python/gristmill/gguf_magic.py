@@ -6,7 +6,7 @@ from gristmill.gguf_reader import HeaderReader
 
 SUPPORTED_VERSIONS = (2, 3)
 
-# Things that are passed for GGUF files by mistake, by how they begin (compared in lower case, after white space).
+# What is passed for a GGUF file by mistake, by how it begins (compared in lower case, after white space).
 _MISTAKES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself (git lfs pull fetches it)"),
     (b"pk\x03\x04", "a zip archive, perhaps a PyTorch checkpoint"),
@@ -26,7 +26,7 @@ _MISTAKES: tuple[tuple[bytes, str], ...] = (
 
 
 def check_magic(reader: HeaderReader) -> int:
-    """Read magic and version and return the version, 2 or 3. Raises GGUFError that names what the file is instead."""
+    """Read magic and version; return the version, 2 or 3. The GGUFError otherwise says what the file is."""
     head = _peek(reader, 64)
     if not head.startswith(b"GGUF"):
         if b"GGUF".startswith(head):

@@ -1,7 +1,7 @@
-"""A cursor over the header bytes of a GGUF file: bounded reads, checked lengths, errors that name file and place.
+"""A cursor over the header bytes of a GGUF file: bounded reads, checked lengths, errors that name the place.
 
-Bytes are read with read(2) in growing steps, not mapped: a file that is cut meanwhile gives an error, not SIGBUS,
-and of a file of many gigabytes only the header is ever held.
+Bytes are read with read(2) in growing steps, not mapped: a file that is cut meanwhile gives an error, not
+SIGBUS, and of a file of many gigabytes only the header is ever held.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from gristmill.errors import GGUFError
 from gristmill.gguf_types import ARRAY, BOOL, STRING, VALUE_TYPES
+from gristmill.messages import file_error
 
 MAX_HEADER_BYTES = 1 << 28  # the largest vocabularies in use take some 20 MB
 MAX_ARRAY_DEPTH = 8
-MAX_MESSAGE_NAME = 80
 _FIRST_READ = 1 << 16
 _MAX_STEP = 1 << 22
 
@@ -27,57 +27,42 @@ _ARRAY_HEAD = struct.Struct("<IQ")  # element type, count
 _MIN_SIZE = tuple(t.size or (8 if t.name == "string" else _ARRAY_HEAD.size) for t in VALUE_TYPES)
 
 
-def printable(text: str, limit: int = 0) -> str:
-    """``text`` on one line: control characters and undecodable bytes escaped, cut to ``limit`` characters if given."""
-    if limit and len(text) > limit:
-        text = text[: limit - 1] + "…"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def quoted(name: str) -> str:
-    """A key or tensor name for a message."""
-    return f"'{printable(name, MAX_MESSAGE_NAME)}'"
-
-
 def open_regular(path: Path) -> tuple[int, int]:
     """Open a regular file for reading and return (descriptor, size in bytes).
 
-    Raises GGUFError for anything else. Looking before opening keeps a FIFO from blocking and a device from being
-    touched; looking again afterwards closes the gap between the two.
+    Raises GGUFError for anything else. Looking before opening keeps a FIFO from blocking and a device from
+    being touched; looking again afterwards closes the gap between the two.
     """
-    shown = printable(str(path))
     try:
-        _refuse_irregular(shown, path.stat().st_mode)
+        _refuse_irregular(path, path.stat().st_mode)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         fd = os.open(path, flags)
     except FileNotFoundError:
-        raise GGUFError(f"{shown}: no such file") from None
+        raise file_error(path, "no such file") from None
     except (OSError, ValueError) as e:
-        what = e.strerror if isinstance(e, OSError) and e.strerror else e
-        raise GGUFError(f"{shown}: cannot be opened: {what}") from None
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else e
+        raise file_error(path, f"cannot be opened: {reason}") from None
     try:
         status = os.fstat(fd)
-        _refuse_irregular(shown, status.st_mode)
+        _refuse_irregular(path, status.st_mode)
         if status.st_size == 0:
-            raise GGUFError(f"{shown}: empty file")
+            raise file_error(path, "empty file")
     except BaseException:
         os.close(fd)
         raise
     return fd, status.st_size
 
 
-def _refuse_irregular(shown: str, mode: int) -> None:
+def _refuse_irregular(path: Path, mode: int) -> None:
     if stat.S_ISDIR(mode):
-        raise GGUFError(f"{shown}: is a directory, expected a GGUF file")
+        raise file_error(path, "is a directory, expected a GGUF file")
     if not stat.S_ISREG(mode):
         kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-        raise GGUFError(f"{shown}: is a {kind}, expected a regular file")
+        raise file_error(path, f"is a {kind}, expected a regular file")
 
 
 class HeaderReader:
-    """Reads a header front to back. ``pos`` is the next byte; ``item`` says what is being read, for messages."""
+    """Reads a header front to back. ``pos`` is the next byte; ``item`` names what is read, for messages."""
 
     __slots__ = ("_fd", "data", "file_size", "item", "path", "pos")
 
@@ -90,10 +75,10 @@ class HeaderReader:
         self._fd = fd
 
     def error(self, what: str) -> GGUFError:
-        return GGUFError(f"{printable(str(self.path))}: {what}")
+        return file_error(self.path, what)
 
     def require(self, end: int) -> None:
-        """Make bytes [0, end) of the file available in ``data``; GGUFError where the file does not have them."""
+        """Make bytes [0, end) of the file available in ``data``. Raises GGUFError if it lacks them."""
         data = self.data
         if end <= len(data):
             return
@@ -171,8 +156,8 @@ class HeaderReader:
             raise self.error(f"{self.item}: unknown array element type {element}")
         if count > self.available() // _MIN_SIZE[element]:
             raise self.error(
-                f"truncated or corrupt: {self.item} says {count} elements of type {VALUE_TYPES[element].name}, "
-                f"but only {self.available()} bytes are left of {self.file_size}"
+                f"truncated or corrupt: {self.item} says {count} elements of type "
+                f"{VALUE_TYPES[element].name}, but only {self.available()} bytes are left of {self.file_size}"
             )
         if element == STRING:
             self._skip_strings(count)
@@ -196,9 +181,10 @@ class HeaderReader:
         while count:
             data = self.data
             try:
-                # Vocabularies have 10^5 entries and more: nothing but the length walk in this loop. A length that
-                # leads outside the buffer fails in unpack_from, whose range check covers every Python int.
-                for left in range(count, 0, -1):
+                # Vocabularies have 10^5 entries and more: nothing but the length walk in this loop. A length
+                # that leads outside the buffer fails in unpack_from, whose range check covers every Python
+                # int.
+                for left in range(count, 0, -1):  # noqa: B007 - read where the walk resumes
                     pos += 8 + unpack(data, pos)[0]
                 count = 0
             except (struct.error, OverflowError):
@@ -209,7 +195,7 @@ class HeaderReader:
 
 
 def decode_value(data: bytes, pos: int, type_id: int) -> tuple[object, int]:
-    """Decode the value at ``pos`` of a header that skip_value() has passed over. Returns (value, end position).
+    """Decode the value at ``pos`` of a header that skip_value() has passed. Returns (value, end position).
 
     Strings are decoded with ``surrogateescape``: tokens of byte-level vocabularies need not be UTF-8, and
     ``text.encode("utf-8", "surrogateescape")`` gives their bytes back.

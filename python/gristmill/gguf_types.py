@@ -1,7 +1,7 @@
 """GGUF's value types and ggml's tensor types: numbers, names and sizes.
 
-The table is kept here because importing the ``gguf`` package costs more than opening a file; the tests compare the two.
-Source: the GGUF specification (ggml/docs/gguf.md) and ggml.h.
+The tables are kept here because importing the ``gguf`` package takes as long as opening a large file; the
+tests hold them against it. Source: the GGUF specification (ggml/docs/gguf.md) and ggml.h.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 
 
 class ValueType(NamedTuple):
-    """A metadata value type. ``size`` is 0 where it depends on the value; ``code`` is struct's and numpy's letter."""
+    """A metadata value type. ``size`` is 0 where it depends on the value; ``code`` is struct's letter."""
 
     name: str
     size: int
@@ -83,7 +83,8 @@ TENSOR_TYPES: dict[int, TensorType] = {
     42: TensorType("Q2_0", 64, 18),
 }
 
-# Numbers that ggml once used and took out of GGUF again. Files with them exist, so the refusal says what they are.
+# Numbers that ggml used once and GGUF no longer has; files with them exist, and the refusal says what they
+# are.
 REMOVED_TENSOR_TYPES: dict[int, str] = {
     4: "Q4_2",
     5: "Q4_3",

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file: a mapping decoded on demand, typed getters that note what was read, and overrides."""
+"""The metadata of a GGUF file: a mapping decoded on demand, typed getters that note what is read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
 from gristmill.errors import ArgumentError, GGUFError, GristmillWarning
-from gristmill.gguf_reader import array_type, decode_value, printable, quoted
+from gristmill.gguf_reader import array_type, decode_value
 from gristmill.gguf_types import ARRAY, VALUE_TYPES, ValueType
+from gristmill.messages import file_error, printable, quoted
 from gristmill.overrides import (
     TYPE_NAMES,
     Scalar,
@@ -39,9 +40,10 @@ _U32 = struct.Struct("<I")
 class Metadata(Mapping[str, Value]):
     """Keys and values of a GGUF header, with the user's overrides in front.
 
-    ``data`` is the header's bytes and ``entries`` gives each key the position of its value's type number there; a
-    value is decoded each time it is asked for, so hold on to arrays. Integers of every width are int, float32 and
-    float64 are float; bool is never int. Strings that are not UTF-8 carry their bytes by ``surrogateescape``.
+    ``data`` is the header's bytes and ``entries`` gives each key the position of its value's type number
+    there. A value is decoded each time it is asked for, so hold on to arrays. Integers of every width are
+    int, float32 and float64 are float, and bool is never int. Strings that are not UTF-8 carry their bytes by
+    ``surrogateescape``.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Metadata(Mapping[str, Value]):
         self._overrides = {} if overrides is None else dict(overrides)
         self._read: set[str] = set()
 
-    # Mapping ---------------------------------------------------------------------------------------------------
+    # Mapping ------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> Value:
         if key in self._overrides:
@@ -80,7 +82,7 @@ class Metadata(Mapping[str, Value]):
             f"<Metadata of {printable(str(self.path))}: {len(self)} keys, {len(self._overrides)} overridden>"
         )
 
-    # What is known without decoding ----------------------------------------------------------------------------
+    # What is known without decoding -------------------------------------------------------------------------
 
     @property
     def overrides(self) -> dict[str, Scalar]:
@@ -120,7 +122,7 @@ class Metadata(Mapping[str, Value]):
         type_id: int = _U32.unpack_from(self._data, pos)[0]
         return type_id
 
-    # Typed getters ---------------------------------------------------------------------------------------------
+    # Typed getters ------------------------------------------------------------------------------------------
 
     @overload
     def get_int(self, key: str) -> int: ...
@@ -159,7 +161,7 @@ class Metadata(Mapping[str, Value]):
     @overload
     def get_array(self, key: str, element_type: type[E], default: D) -> list[E] | D: ...
     def get_array(self, key: str, element_type: type, default: object = MISSING) -> object:
-        """The array ``key`` with elements of ``element_type``: int, float, bool or str; errors as :meth:`get_int`.
+        """The array ``key`` of ``element_type``: int, float, bool or str; errors as :meth:`get_int`.
 
         The element type is the one the file declares, so an empty array is checked as well.
         """
@@ -193,7 +195,7 @@ class Metadata(Mapping[str, Value]):
 
     def _default(self, key: str, want: str, default: object) -> object:
         if default is MISSING:
-            raise GGUFError(f"{printable(str(self.path))}: key {quoted(key)} is missing, expected {want}")
+            raise file_error(self.path, f"key {quoted(key)} is missing, expected {want}")
         return default
 
     def _wrong_type(self, key: str, want: str) -> GGUFError:
@@ -201,15 +203,16 @@ class Metadata(Mapping[str, Value]):
         got = VALUE_TYPES[self._type_id(pos)].name
         if got == "array":
             got += f" of {VALUE_TYPES[array_type(self._data, pos + 4)[0]].name}"
-        return GGUFError(f"{printable(str(self.path))}: key {quoted(key)}: expected {want}, got {got}")
+        return file_error(self.path, f"key {quoted(key)}: expected {want}, got {got}")
 
-    # Overrides -------------------------------------------------------------------------------------------------
+    # Overrides ----------------------------------------------------------------------------------------------
 
     def with_overrides(self, overrides: Mapping[str, object] | None) -> Metadata:
-        """A view of the same file with ``overrides`` (added to those in force) in front; its ``keys_read`` is empty.
+        """A view of the same file with ``overrides`` in front, added to those in force, and no key read yet.
 
-        An override must have the type its key has in the file, or, where the file lacks the key, the type it should
-        have; an int does for a float unless it is a :class:`~gristmill.overrides.TypedInt`. Raises ArgumentError.
+        An override must have the type its key has in the file or, where the file lacks the key, the type it
+        should have; an int does for a float unless it is a :class:`~gristmill.overrides.TypedInt`.
+        Raises ArgumentError.
         """
         merged = dict(self._overrides)
         for key, value in (overrides or {}).items():
@@ -217,8 +220,9 @@ class Metadata(Mapping[str, Value]):
         return Metadata(self.path, self._data, self._entries, merged)
 
     def check_overrides(self, keys_read: Set[str] = frozenset()) -> None:
-        """Warn (GristmillWarning) of every override that has no effect: its key is neither in ``keys_read`` nor was
-        asked for through the getters. The warning names the nearest key that is read."""
+        """Warn (GristmillWarning) of every override without effect: its key is neither in ``keys_read`` nor
+        was it asked for through the getters. The warning names the nearest key that is read.
+        """
         read = self._read | keys_read
         for key in self._overrides:
             if key not in read:

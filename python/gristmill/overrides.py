@@ -1,7 +1,7 @@
 """Overriding metadata: what `--override-kv KEY=TYPE:VALUE` means, and which type a key must have.
 
-The syntax is llama.cpp's, including its rules for several overrides in one argument (comma-separated, a field in
-double quotes may hold commas) and the older spelling of a comma in a value, `\\,`.
+The syntax is llama.cpp's, with its rules for several overrides in one argument: separated by commas, and a
+field in double quotes may hold commas. `\\,` is a comma too.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from typing import TypeAlias
 
 from gristmill.errors import ArgumentError
-from gristmill.gguf_reader import printable, quoted
 from gristmill.gguf_types import ValueType
+from gristmill.messages import printable, quoted
 
 Scalar: TypeAlias = bool | int | float | str
 
 TYPE_NAMES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str"}
 
-# Types of keys that a file may lack and a user may still set. Keys of an architecture stand without its prefix.
+# Types of keys that a file may lack and a user may still set. Keys of an architecture lack its prefix here.
 _MODEL_KEYS: dict[str, type] = {
     "vocab_size": int,
     "context_length": int,
@@ -158,12 +158,12 @@ def _split(text: str) -> list[str]:
 
 
 def known_type(key: str) -> type | None:
-    """The type that ``key`` must have although the file does not hold it; None where gristmill does not know."""
+    """The type that ``key`` must have although the file lacks it; None where gristmill does not know."""
     return _GLOBAL_KEYS.get(key) or _MODEL_KEYS.get(key.partition(".")[2])
 
 
 def checked_override(key: str, value: object, in_file: ValueType | None) -> Scalar:
-    """``value`` as the type that ``key`` has in the file (``in_file``), or else should have. Raises ArgumentError."""
+    """``value`` in the type ``key`` has in the file (``in_file``) or should have. Raises ArgumentError."""
     if in_file is not None and in_file.python is list:
         raise ArgumentError(
             f"override {quoted(key)}: the file holds an array here, and arrays cannot be overridden"

@@ -1,0 +1,51 @@
+// Q8_0: 32 weights in 34 bytes, w = d * qs.
+//   bytes  0  1 | 2 .. 33
+//          d f16  qs[32] int8; from_float uses -127..127
+#pragma once
+
+#include "formats/format.h"
+#include "formats/search.h"
+
+namespace gristmill::formats {
+
+struct Q8_0 {
+  static constexpr TypeId kId = TypeId::Q8_0;
+  static constexpr const char* kName = "Q8_0";
+  static constexpr Kind kKind = Kind::kAffine;
+  static constexpr int kBlockSize = 32;
+  static constexpr int kGroup = 32;
+  static constexpr int kZero = 128;
+  static constexpr bool kHasMin = false;
+  static constexpr float kMaxRelativeError = 0.5f / 127 + 6e-4f;  // half a step, and d in f16
+
+  struct [[gnu::packed]] Block {
+    uint16_t d;
+    int8_t qs[32];
+  };
+  static_assert(sizeof(Block) == 34);
+
+  static GRISTMILL_FORMAT_FN void to_float(const Block& b, float* y) {
+    const float d = half_to_float(b.d);
+    for (int i = 0; i < 32; ++i) y[i] = float(b.qs[i]) * d;
+  }
+
+  // With 255 levels, moving the scale gains nothing that matters: importance is not used.
+  static inline void from_float(const float* x, const float* /*importance*/, Block& b) {
+    float peak = 0.0f;
+    for (int i = 0; i < 32; ++i) peak = larger(peak, magnitude(x[i]));
+    const float d = saturate_half(peak / 127.0f), inverse = reciprocal(d);
+    b.d = float_to_half(d);
+    for (int i = 0; i < 32; ++i) {
+      const float v = x[i] * inverse;
+      b.qs[i] = int8_t(v < 0.0f ? -truncate(0.5f - v, 0, 127) : truncate(v + 0.5f, 0, 127));
+    }
+  }
+
+  static GRISTMILL_FORMAT_FN void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {
+    scale[0] = half_to_float(b.d);
+    min[0] = 0.0f;
+    for (int i = 0; i < 32; ++i) q[i] = uint8_t(b.qs[i] + 128);
+  }
+};
+
+}  // namespace gristmill::formats
