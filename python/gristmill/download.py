@@ -89,7 +89,7 @@ def download(
             if fruitless:
                 wait(min(0.25 * 2**fruitless, 8.0))
     transfer.verify()
-    os.replace(part, dest)
+    part.replace(dest)
     with contextlib.suppress(OSError):
         transfer.etag_file.unlink()
     return dest
@@ -158,7 +158,7 @@ class _Transfer:
         url, origin = parts.geturl(), (parts.scheme, _host(parts))
         for _ in range(_MAX_REDIRECTS):
             try:
-                request = urllib.request.Request(url, headers=headers | secrets)  # noqa: S310
+                request = urllib.request.Request(url, headers=headers | secrets)
                 return self._opener.open(request, timeout=self.source.timeout)
             except urllib.error.HTTPError as error:
                 if error.code not in _REDIRECTS or "location" not in error.headers:
@@ -187,7 +187,7 @@ class _Transfer:
         raise kind(f"{source_name(self.source)}: {text}") from error
 
     def _begin(self, response: Any) -> int | None:
-        """Settles where the response's bytes belong; returns the size of the whole file if the server says it."""
+        """Settles where the response's bytes belong; returns the size of the whole file, if said."""
         length = _number(response.headers.get("Content-Length"))
         if response.status == 206:
             unit, _, rest = (response.headers.get("Content-Range") or "").partition(" ")
@@ -247,7 +247,7 @@ class _Transfer:
                 view = view[n:]
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise self._full(error.strerror) from error
+                raise self._full(error.strerror or str(error)) from error
             raise
 
     def _restart(self) -> None:
@@ -256,15 +256,16 @@ class _Transfer:
         self.offset, self.etag = 0, None
 
     def verify(self) -> None:
-        """Compares the SHA-256 of the whole part; a wrong one removes it, so that the next try begins anew."""
+        """Compares the SHA-256 of the whole part; a wrong one removes it: the next try begins anew."""
         if self.sha256 is None:
             return
         got = sha256_of(self.part)
         if got != self.sha256.lower():
             self._restart()
             raise DownloadError(
-                f"{source_name(self.source)}: SHA-256 is {got}, expected {self.sha256}; what was fetched is
-                removed" )
+                f"{source_name(self.source)}: SHA-256 is {got}, expected {self.sha256}; what was fetched "
+                "is removed"
+            )
 
 
 def sha256_of(path: Path) -> str:

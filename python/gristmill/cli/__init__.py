@@ -1,4 +1,4 @@
-"""The ``gristmill`` command: a command is a file here with ``add_parser(subparsers)`` and ``run(args) -> int``.
+"""The ``gristmill`` command. Each command is a file with ``add_parser(subparsers)`` and ``run(args) -> int``.
 
 Only the file of the command that is asked for is imported, and these files import numpy and the like when
 they run, so ``--version`` and ``--help`` answer at once.
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.setup(debug=debug)
         args = parse(argv)
         for text in getattr(args, "warnings", []):
-            output.message("warning", text)
+            output.tell("warning", text)
         module = importlib.import_module(f"gristmill.cli.{args.command}")
         status: int = module.run(args)
         sys.stdout.flush()
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: Exception) -> int:
     if isinstance(error, (UsageError, ArgumentError)):
-        output.message("error", str(error))
+        output.tell("error", str(error))
         return EXIT_USAGE
     if isinstance(error, Error):
         text = str(error)
@@ -119,5 +119,5 @@ def _report(error: Exception) -> int:
         text = output.describe_os_error(error)
     else:
         text = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
-    output.message("error", text)
+    output.tell("error", text)
     return EXIT_ERROR

@@ -104,11 +104,11 @@ class Chat:
             try:
                 answer = self.turn(text)
             except ContextFullError as error:
-                output.message(
+                output.tell(
                     "error", f"{error} (/clear forgets the conversation, --ctx-size gives more room)"
                 )
             except Error as error:
-                output.message("error", str(error))
+                output.tell("error", str(error))
             else:
                 report(self._args, self._speaker, answer)
                 if answer.finish_reason == "context_full":
@@ -173,7 +173,7 @@ def _terminal_reader() -> Ask:
         path.touch(mode=0o600)
         history = FileHistory(str(path))
     except OSError as error:
-        output.message("warning", f"{output.describe_os_error(error)}: the history of lines is not kept")
+        output.tell("warning", f"{output.describe_os_error(error)}: the history of lines is not kept")
         history = InMemoryHistory()
     # With standard output redirected the prompt still belongs on the terminal, which is then standard error.
     session: PromptSession[str] = PromptSession(

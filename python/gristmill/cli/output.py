@@ -29,7 +29,7 @@ def for_terminal(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
-def message(kind: str, text: str) -> None:
+def tell(kind: str, text: str) -> None:
     """Writes ``gristmill: kind: text`` on standard error; a closed standard error is no error."""
     with contextlib.suppress(OSError, ValueError):
         print(f"gristmill: {kind}: {one_line(text)}", file=sys.stderr, flush=True)
@@ -56,7 +56,7 @@ def setup(*, debug: bool = False) -> None:
     warnings.simplefilter("always", GristmillWarning)
 
     def show(
-        warning: Warning | str,
+        message: Warning | str,
         category: type[Warning],
         filename: str,
         lineno: int,
@@ -66,7 +66,7 @@ def setup(*, debug: bool = False) -> None:
         where = (
             "" if issubclass(category, GristmillWarning) else f"{filename}:{lineno}: {category.__name__}: "
         )
-        message("warning", f"{where}{warning}")
+        tell("warning", f"{where}{message}")
 
     warnings.showwarning = show
 

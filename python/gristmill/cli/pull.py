@@ -23,8 +23,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = add_command(
         subparsers,
         "pull",
-        description="Fetches a model into the cache ($GRISTMILL_CACHE) and prints its path. Goes on from where it\n"
-        f"was broken off. Known: {DEMO}, the demo model of 'gristmill run' without --model.",
+        description="Fetches a model into the cache ($GRISTMILL_CACHE) and prints its path. Goes on from\n"
+        f"where it was broken off. Known: {DEMO}, the demo model of 'gristmill run' without --model.",
     )
     parser.add_argument("name", nargs="?", default=DEMO, help=f"(default: {DEMO})")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")

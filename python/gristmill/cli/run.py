@@ -50,9 +50,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         subparsers,
         "run",
         usage="gristmill run [-m FILE] [-p TEXT] [flags]",
-        description="Answers a prompt, or chats when there is none. The flags are llama.cpp's, with its meaning;\n"
-        "its flags that are not listed are taken with a warning that they have no effect, or refused\n"
-        "where the answer would not be what they ask for.",
+        description="Answers a prompt, or chats when there is none. The flags are llama.cpp's, with its\n"
+        "meaning; its flags that are not listed are taken with a warning that they have no effect,\n"
+        "or refused where the answer would not be what they ask for.",
     )
     _add_prompt_flags(parser)
     _add_chat_flags(parser)
