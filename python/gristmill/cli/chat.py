@@ -104,9 +104,7 @@ class Chat:
             try:
                 answer = self.turn(text)
             except ContextFullError as error:
-                output.tell(
-                    "error", f"{error} (/clear forgets the conversation, --ctx-size gives more room)"
-                )
+                output.tell("error", f"{error} (/clear forgets the conversation, --ctx-size gives more room)")
             except Error as error:
                 output.tell("error", str(error))
             else:

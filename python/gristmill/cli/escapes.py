@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gristmill.errors import ArgumentError
+from gristmill.errors import ArgumentError, Error
 
 _ESCAPE = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|([nrt'\"\\]))")
 _SIMPLE = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -27,9 +27,9 @@ def process_escapes(text: str, what: str = "text") -> str:
     return decode_utf8(_ESCAPE.sub(_replace, raw), what)
 
 
-def decode_utf8(raw: bytes, what: str) -> str:
-    """``raw`` as text, or an ``ArgumentError`` that says which byte of ``what`` is at fault."""
+def decode_utf8(raw: bytes, what: str, kind: type[Error] = ArgumentError) -> str:
+    """``raw`` as text, or an error of type ``kind`` that says which byte of ``what`` is at fault."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"{what}: byte 0x{raw[error.start]:02x} at {error.start} is not UTF-8") from None
+        raise kind(f"{what}: byte 0x{raw[error.start]:02x} at {error.start} is not UTF-8") from None

@@ -273,11 +273,7 @@ def sampler_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_sequence_breaker is not None:
         given["dry_sequence_breakers"] = _breakers(args.dry_sequence_breaker, escape=args.escape)
     if args.logit_bias:
-        given["logit_bias"] = dict(args.logit_bias)
-    if args.seed == -1 or args.seed == 2**32 - 1:  # llama.cpp's LLAMA_DEFAULT_SEED
-        import secrets
-
-        args.seed = secrets.randbits(32) % (2**32 - 1)
+        given["logit_bias"] = args.logit_bias
     return given | {"seed": args.seed}
 
 

@@ -7,12 +7,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import add_command, output
-from gristmill.cli.escapes import decode_utf8, process_escapes
+from gristmill.cli.escapes import process_escapes
 from gristmill.cli.flags import (
     ON_OFF_AUTO,
     add_model_flags,
@@ -24,8 +23,9 @@ from gristmill.cli.flags import (
     sampler_arguments,
 )
 from gristmill.cli.foreign import add_foreign_flags
+from gristmill.cli.inputs import add_text_flags, argument_text, given_text, model_path, read_stdin, read_text
 from gristmill.cli.parser import UsageError
-from gristmill.cli.turn import Answer, Limits, Speaker
+from gristmill.cli.turn import Answer, Limits, Speaker, statistics
 from gristmill.errors import ArgumentError, GristmillWarning
 
 if TYPE_CHECKING:
@@ -66,18 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def _add_prompt_flags(parser: Parser) -> None:
     group = parser.add_argument_group("prompt")
-    source = group.add_mutually_exclusive_group()
-    source.add_argument(
-        "-p", "--prompt", metavar="TEXT", help="(default: standard input, or a chat on a terminal)"
-    )
-    source.add_argument(
-        "-f", "--file", metavar="FILE", help="file with the prompt; one newline at its end is dropped"
-    )
-    source.add_argument("-bf", "--binary-file", metavar="FILE", help="the same, but every byte counts")
-    group.add_argument(
-        "-e", "--escape", action=argparse.BooleanOptionalAction, default=True,
-        help="process \\n \\r \\t \\' \\\" \\\\ \\xHH in prompts and stop texts (default: yes)",
-    )  # fmt: skip
+    add_text_flags(group, "(default: standard input, or a chat on a terminal)")
     group.add_argument(
         "-n", "--predict", "--n-predict", dest="n_predict", type=integer(-2), default=-1, metavar="N",
         help="most tokens to generate (-1: no limit; -2: until the context is full)",
@@ -204,9 +193,10 @@ def run(args: argparse.Namespace) -> int:
     prompt = _read_prompt(args)
     system = _system_prompt(args)
     stop = tuple(process_escapes(r, "--reverse-prompt") if args.escape else r for r in args.reverse_prompt)
+    sampler = _sampler(args)
     _warn_about_machine(args)
     set_priority(args.prio)
-    path = _model_path(args)
+    path = model_path(args)
     model = _load(
         path,
         device="cpu" if args.device in {"none", "cpu"} else args.device,
@@ -216,10 +206,9 @@ def run(args: argparse.Namespace) -> int:
         cache_type_k=args.cache_type_k,
         cache_type_v=args.cache_type_v,
     )
-    sampler = _sampler(args, model)
     template = _template(args, model)
     if args.verbose:
-        _describe(args, model)
+        _describe(args, model, sampler)
     speaker = Speaker(
         model, sampler, Limits(None if args.n_predict < 0 else args.n_predict, stop, args.ignore_eos)
     )
@@ -273,7 +262,7 @@ def report(args: argparse.Namespace, speaker: Speaker, answer: Answer) -> None:
     elif answer.finish_reason == "length":
         output.note(f"[stopped after {args.n_predict} tokens, as --predict says]")
     if args.show_timings:
-        output.note(f"[{answer.statistics()}]")
+        output.note(f"[{statistics(answer.stats)}]")
 
 
 # What the flags ask for -------------------------------------------------------------------------------------
@@ -281,20 +270,13 @@ def report(args: argparse.Namespace, speaker: Speaker, answer: Answer) -> None:
 
 def _read_prompt(args: argparse.Namespace) -> str | None:
     """The prompt, or None for a chat. As in llama.cpp, escapes are processed in a prompt's file too."""
-    args.conversation = True if args.interactive and args.conversation is None else args.conversation
-    name = args.file or args.binary_file
-    if args.prompt is not None:
-        text, what = args.prompt, "--prompt"
-        return process_escapes(text, what) if args.escape else decode_utf8(_encoded(text), what)
-    if name is not None:
-        text = read_text(name)
-        if args.file is not None:
-            text = text.removesuffix("\n")
-        return process_escapes(text, name) if args.escape else text
-    if args.conversation:
-        return None
+    if args.interactive and args.conversation is None:
+        args.conversation = True
+    given = given_text(args)
+    if given is not None or args.conversation:
+        return given
     if not sys.stdin.isatty():
-        text = decode_utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+        text = read_stdin().removesuffix("\n")
         if not text:
             raise UsageError("no prompt: standard input is empty; give --prompt")
         return text
@@ -307,26 +289,7 @@ def _system_prompt(args: argparse.Namespace) -> str | None:
     """The system prompt; llama.cpp processes no escapes in it."""
     if args.system_prompt_file is not None:
         return read_text(args.system_prompt_file).removesuffix("\n")
-    return (
-        None if args.system_prompt is None else decode_utf8(_encoded(args.system_prompt), "--system-prompt")
-    )
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def read_text(name: str) -> str:
-    """The whole of a text file. Raises OSError, or ArgumentError when it is not UTF-8."""
-    return decode_utf8(Path(name).read_bytes(), name)
-
-
-def _model_path(args: argparse.Namespace) -> Path:
-    if args.model is not None:
-        return Path(args.model)
-    from gristmill.cli.pull import fetch
-
-    return fetch(quiet=args.quiet, offline=args.offline)
+    return None if args.system_prompt is None else argument_text(args.system_prompt, "--system-prompt")
 
 
 def _load(path: Path, **arguments: Any) -> Model:
@@ -336,24 +299,13 @@ def _load(path: Path, **arguments: Any) -> Model:
     return load(path, **arguments)
 
 
-def _sampler(args: argparse.Namespace, model: Model) -> SamplerChain:
+def _sampler(args: argparse.Namespace) -> SamplerChain:
+    """The chain. Its faults are those of the command line, so it is made before the model is loaded."""
     from gristmill.sampling import SamplerChain
 
-    given = sampler_arguments(args)
-    if args.preset is not None:
-        given = {**PRESETS[args.preset], **given}
-    order = args.samplers
-    if args.sampler_seq is not None:
-        order = args.sampler_seq
-    chain = SamplerChain.parse(order, **given)
-    chain.bind(model.tokenizer)
-    return chain
-
-
-# Qwen's recommendation for QwQ-32B.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "qwq": {"temp": 0.6, "top_p": 0.95, "top_k": 40, "min_p": 0.0, "repeat_penalty": 1.0}
-}
+    return SamplerChain.parse(
+        args.samplers, letters=args.sampler_seq, preset=args.preset, **sampler_arguments(args)
+    )
 
 
 def _template(args: argparse.Namespace, model: Model) -> ChatTemplate | None:
@@ -424,5 +376,8 @@ def set_priority(priority: int) -> None:
         )
 
 
-def _describe(args: argparse.Namespace, model: Model) -> None:
-    output.note(f"[context {model.n_ctx} · cache {args.cache_type_k}/{args.cache_type_v} · seed {args.seed}]")
+def _describe(args: argparse.Namespace, model: Model, sampler: SamplerChain) -> None:
+    output.note(f"[{model.path}: {model.architecture}, {model.n_layer} layers, {model.n_vocab} tokens]")
+    cache = f"{args.cache_type_k}/{args.cache_type_v}"
+    output.note(f"[context {model.n_ctx} · cache {cache} · {model.n_threads} threads · {model.isa}]")
+    output.note(f"[{sampler!r}]")
