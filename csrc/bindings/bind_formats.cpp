@@ -1,9 +1,80 @@
+// Block formats: the registry as a list, rows to blocks and back. gristmill.quants checks arguments and explains.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include <optional>
+
 #include "bindings/bindings.h"
+#include "core/error.h"
+#include "formats/registry.h"
 
 namespace nb = nanobind;
 
 namespace gristmill::bindings {
+namespace {
 
-void bind_formats(nb::module_&) {}
+using Floats = nb::ndarray<float, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using ConstFloats = nb::ndarray<const float, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using ConstBytes = nb::ndarray<const uint8_t, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+
+const formats::FormatInfo& format_of(std::string_view name) {
+  const formats::FormatInfo* format = formats::find_format(name);
+  if (!format) throw ArgumentError("[formats] unknown type " + std::string(name));
+  return *format;
+}
+
+// values [rows, k] and blocks [rows, k / block_size * type_size] describe the same tensor.
+void check_shapes(std::string_view op, const formats::FormatInfo& format, const auto& values, const auto& blocks) {
+  const size_t k = values.shape(1), expected = k / format.block_size * format.type_size;
+  if (k % format.block_size != 0 || values.shape(0) != blocks.shape(0) || blocks.shape(1) != expected)
+    throw ArgumentError("[" + std::string(op) + "] shapes of values and blocks, expected " +
+                        std::to_string(values.shape(0)) + " x " + std::to_string(expected) + " bytes, got " +
+                        std::to_string(blocks.shape(0)) + " x " + std::to_string(blocks.shape(1)));
+}
+
+nb::list list_formats() {
+  nb::list all;
+  for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
+    const char* kind = f->kind == formats::Kind::kFloat ? "float" : "affine";
+    all.append(nb::make_tuple(f->name, uint32_t(f->id), f->block_size, f->type_size, kind, f->max_relative_error));
+  }
+  return all;
+}
+
+// importance: [1, k] for all rows, or [rows, k].
+void quantize_rows(ConstFloats x, std::string_view type, std::optional<ConstFloats> importance, Bytes blocks) {
+  const formats::FormatInfo& format = format_of(type);
+  check_shapes("quantize", format, x, blocks);
+  const size_t rows = x.shape(0), k = x.shape(1);
+  if (importance && (importance->shape(1) != k || (importance->shape(0) != 1 && importance->shape(0) != rows)))
+    throw ArgumentError("[quantize] importance, expected 1 or " + std::to_string(rows) + " rows of " +
+                        std::to_string(k));
+  const float* weights = importance ? importance->data() : nullptr;
+  const size_t weights_stride = importance && importance->shape(0) == rows ? k : 0;
+  const nb::gil_scoped_release release;
+  for (size_t row = 0; row < rows; ++row)
+    format.from_float(x.data() + row * k, weights ? weights + row * weights_stride : nullptr,
+                      blocks.data() + row * blocks.shape(1), int64_t(k));
+}
+
+void dequantize_rows(ConstBytes blocks, std::string_view type, Floats y) {
+  const formats::FormatInfo& format = format_of(type);
+  check_shapes("dequantize", format, y, blocks);
+  const nb::gil_scoped_release release;
+  format.to_float(blocks.data(), y.data(), int64_t(y.size()));
+}
+
+}  // namespace
+
+void bind_formats(nb::module_& m) {
+  m.def("formats", &list_formats,
+        "Every block format: (name, type_id, block_size, type_size, kind, max_relative_error).");
+  m.def("quantize_rows", &quantize_rows, nb::arg("x"), nb::arg("type"), nb::arg("importance").none(),
+        nb::arg("blocks"));
+  m.def("dequantize_rows", &dequantize_rows, nb::arg("blocks"), nb::arg("type"), nb::arg("y"));
+}
 
 }  // namespace gristmill::bindings

@@ -1,9 +1,162 @@
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/set.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
 #include "bindings/bindings.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "cpu/dispatch.h"
+#include "engine.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace gristmill::bindings {
+namespace {
 
-void bind_model(nb::module_&) {}
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+std::map<std::string, models::Value> to_metadata(const nb::dict& dict) {
+  std::map<std::string, models::Value> values;
+  for (const auto& [key, value] : dict) {
+    const std::string name = nb::cast<std::string>(key);
+    // bool before int: Python's bool is an int.
+    if (nb::isinstance<nb::bool_>(value)) {
+      values[name] = nb::cast<bool>(value);
+    } else if (nb::isinstance<nb::int_>(value)) {
+      int64_t n = 0;
+      if (nb::try_cast(value, n)) values[name] = n;  // a uint64 above 2^63 is no key that a model reads
+    } else if (nb::isinstance<nb::float_>(value)) {
+      values[name] = nb::cast<double>(value);
+    } else if (nb::isinstance<nb::str>(value)) {
+      values[name] = nb::cast<std::string>(value);
+    }
+  }
+  return values;
+}
+
+KvType to_kv_type(const std::string& name) {
+  if (name == "f32") return KvType::F32;
+  if (name == "f16") return KvType::F16;
+  if (name == "q8_0") return KvType::Q8_0;
+  throw ArgumentError("[kv cache] type, expected f32, f16 or q8_0, got " + name);
+}
+
+Logits make_logits(size_t rows, size_t n_vocab, float*& data) {
+  data = new (std::nothrow) float[rows * n_vocab];
+  if (!data) throw DeviceError("[memory] " + std::to_string(rows * n_vocab * 4) + " bytes for logits could not be allocated");
+  const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return Logits(data, {rows, n_vocab}, owner);
+}
+
+std::span<const int32_t> span_of(const Tokens& tokens) { return {tokens.data(), tokens.size()}; }
+
+// name, type_id, shape (rows first), file_index, offset
+using TensorTuple = std::tuple<std::string, uint32_t, std::vector<uint64_t>, int, uint64_t>;
+
+std::shared_ptr<Engine> make_engine(std::vector<std::string> paths, const std::vector<TensorTuple>& tensors,
+                                    const nb::dict& metadata, int64_t n_ctx, int n_threads,
+                                    const std::string& cache_type_k, const std::string& cache_type_v, const std::string& isa) {
+  std::vector<models::TensorEntry> entries;
+  for (const auto& [name, type_id, shape, file_index, offset] : tensors)
+    entries.push_back({name, type_id, shape, file_index, offset});
+  EngineOptions options{n_ctx, n_threads, to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa};
+  auto values = to_metadata(metadata);
+  const nb::gil_scoped_release release;
+  return std::make_shared<Engine>(models::ModelSource(std::move(paths), entries, std::move(values)), options);
+}
+
+// A cache that keeps its engine alive.
+struct SessionHandle {
+  std::shared_ptr<Engine> engine;
+  std::unique_ptr<KvCache> cache;
+};
+
+}  // namespace
+
+void bind_model(nb::module_& m) {
+  m.def("supported_isas", cpu::supported_isas, "Instruction sets that this machine can run, best first.");
+  m.def("built_isas", cpu::built_isas, "Instruction sets that this build has, best first.");
+  m.def("default_thread_count", default_thread_count,
+        "Physical cores this process may use, affinity and cgroup quota counted.");
+  m.def(
+      "supported_architectures",
+      [] {
+        std::vector<std::string> names;
+        for (const models::Architecture& a : models::architectures()) names.push_back(a.name);
+        return names;
+      },
+      "GGUF architectures that this build runs.");
+
+  nb::class_<Engine>(m, "Engine", "A model's weights on a device.")
+      .def_prop_ro("n_vocab", [](const Engine& e) { return e.hyperparameters().n_vocab; })
+      .def_prop_ro("n_embd", [](const Engine& e) { return e.hyperparameters().n_embd; })
+      .def_prop_ro("n_layer", [](const Engine& e) { return e.hyperparameters().n_layer; })
+      .def_prop_ro("n_head", [](const Engine& e) { return e.hyperparameters().n_head; })
+      .def_prop_ro("n_head_kv", [](const Engine& e) { return e.hyperparameters().n_head_kv; })
+      .def_prop_ro("n_ctx_train", [](const Engine& e) { return e.hyperparameters().n_ctx_train; })
+      .def_prop_ro("rope_magnitude", [](const Engine& e) { return e.hyperparameters().rope.magnitude(); })
+      .def_prop_ro("n_ctx", &Engine::n_ctx)
+      .def_prop_ro("n_threads", &Engine::n_threads)
+      .def_prop_ro("max_batch", &Engine::max_batch)
+      .def_prop_ro("isa", &Engine::isa)
+      .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
+      .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); });
+  m.def("make_engine", make_engine, "paths"_a, "tensors"_a, "metadata"_a, "n_ctx"_a, "n_threads"_a, "cache_type_k"_a,
+        "cache_type_v"_a, "isa"_a, "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).");
+
+  nb::class_<SessionHandle>(m, "Session", "One sequence: a KV cache of an engine.")
+      .def("__init__",
+           [](SessionHandle* self, std::shared_ptr<Engine> engine) {
+             auto cache = engine->make_cache();
+             new (self) SessionHandle{std::move(engine), std::move(cache)};
+           },
+           "engine"_a)
+      .def_prop_ro("n_past", [](const SessionHandle& s) { return s.cache->n_past(); })
+      .def(
+          "truncate",
+          [](SessionHandle& s, int64_t n) {
+            if (n < 0 || n > s.cache->n_past())
+              throw ArgumentError("[truncate] length, expected 0 to " + std::to_string(s.cache->n_past()) + ", got " + std::to_string(n));
+            s.cache->truncate(n);
+          },
+          "n"_a)
+      .def(
+          "forward",
+          [](SessionHandle& s, const Tokens& tokens, bool all_logits) {
+            float* data = nullptr;
+            Logits logits = make_logits(all_logits ? tokens.size() : 1, size_t(s.engine->hyperparameters().n_vocab), data);
+            {
+              const nb::gil_scoped_release release;
+              s.engine->forward(*s.cache, span_of(tokens), all_logits, data);
+            }
+            return logits;
+          },
+          "tokens"_a, "all_logits"_a = false);
+  m.def(
+      "decode",
+      [](const std::vector<SessionHandle*>& sessions, const Tokens& tokens) {
+        if (sessions.empty()) throw ArgumentError("[decode] sessions, expected at least one, got none");
+        std::vector<KvCache*> caches;
+        for (const SessionHandle* s : sessions) {
+          if (s->engine != sessions.front()->engine) throw ArgumentError("[decode] sessions of different models");
+          caches.push_back(s->cache.get());
+        }
+        Engine& engine = *sessions.front()->engine;
+        float* data = nullptr;
+        Logits logits = make_logits(sessions.size(), size_t(engine.hyperparameters().n_vocab), data);
+        {
+          const nb::gil_scoped_release release;
+          engine.decode(caches, span_of(tokens), data);
+        }
+        return logits;
+      },
+      "sessions"_a, "tokens"_a, "One token for each session; float32 logits [len(sessions), n_vocab].");
+}
 
 }  // namespace gristmill::bindings

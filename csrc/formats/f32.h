@@ -12,12 +12,12 @@ struct F32 {
   static constexpr int kBlockSize = 1;
   static constexpr float kMaxRelativeError = 0.0f;
 
-  struct Block {
+  struct [[gnu::packed]] Block {
     float value;
   };
   static_assert(sizeof(Block) == 4);
 
-  static inline void to_float(const Block& b, float* y) { *y = b.value; }
+  static GRISTMILL_FORMAT_FN void to_float(const Block& b, float* y) { *y = b.value; }
   static inline void from_float(const float* x, const float* /*importance*/, Block& b) { b.value = *x; }
 };
 

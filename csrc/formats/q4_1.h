@@ -3,9 +3,8 @@
 //          d f16  m f16  byte j: low nibble = q[j], high nibble = q[j + 16]
 #pragma once
 
-#include <algorithm>
-
 #include "formats/format.h"
+#include "formats/search.h"
 
 namespace gristmill::formats {
 
@@ -17,15 +16,16 @@ struct Q4_1 {
   static constexpr int kGroup = 32;
   static constexpr int kZero = 0;
   static constexpr bool kHasMin = true;
-  static constexpr float kMaxRelativeError = 2.0f / 15 * 0.51f + 2e-3f;  // half a step of (max - min) / 15, and d, m in f16
+  static constexpr float kMaxRelativeError =
+      2.0f / 15 * 0.51f + 2e-3f;  // half a step of (max - min) / 15, and d, m in f16
 
-  struct Block {
+  struct [[gnu::packed]] Block {
     uint16_t d, m;
     uint8_t qs[16];
   };
   static_assert(sizeof(Block) == 20);
 
-  static inline void to_float(const Block& b, float* y) {
+  static GRISTMILL_FORMAT_FN void to_float(const Block& b, float* y) {
     const float d = half_to_float(b.d), m = half_to_float(b.m);
     for (int j = 0; j < 16; ++j) {
       y[j] = float(b.qs[j] & 15) * d + m;
@@ -33,16 +33,15 @@ struct Q4_1 {
     }
   }
 
-  static inline void from_float(const float* x, const float* /*importance*/, Block& b) {
-    const auto [low, high] = std::minmax_element(x, x + 32);
-    const float min = *low, d = (*high - min) / 15.0f, inverse = d != 0.0f ? 1.0f / d : 0.0f;
-    b.d = float_to_half(d);
-    b.m = float_to_half(min);
-    const auto level = [&](float v) { return uint8_t(std::min(15, int((v - min) * inverse + 0.5f))); };
-    for (int j = 0; j < 16; ++j) b.qs[j] = uint8_t(level(x[j]) | level(x[j + 16]) << 4);
+  static inline void from_float(const float* x, const float* importance, Block& b) {
+    uint8_t q[32];
+    const AffineBlock fit = fit_affine_block(x, importance, 15, q);
+    b.d = fit.d;
+    b.m = fit.m;
+    for (int j = 0; j < 16; ++j) b.qs[j] = uint8_t(q[j] | q[j + 16] << 4);
   }
 
-  static inline void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {
+  static GRISTMILL_FORMAT_FN void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {
     scale[0] = half_to_float(b.d);
     min[0] = half_to_float(b.m);
     for (int j = 0; j < 16; ++j) {

@@ -6,6 +6,24 @@ namespace gristmill::formats {
 namespace {
 
 template <class Format>
+constexpr int group_of() {
+  if constexpr (Format::kKind == Kind::kAffine) return Format::kGroup;
+  return 0;
+}
+
+template <class Format>
+void to_affine(const void* blocks, uint8_t* q, float* scale, float* min, int64_t n) {
+  if constexpr (Format::kKind == Kind::kAffine) {
+    constexpr int kGroups = Format::kBlockSize / Format::kGroup;
+    const auto* b = static_cast<const typename Format::Block*>(blocks);
+    for (int64_t i = 0; i < n / Format::kBlockSize; ++i, q += Format::kBlockSize, scale += kGroups, min += kGroups) {
+      Format::to_affine(b[i], q, scale, min);
+      for (int g = 0; g < kGroups; ++g) min[g] -= float(Format::kZero) * scale[g];
+    }
+  }
+}
+
+template <class Format>
 constexpr FormatInfo info() {
   using Block = typename Format::Block;
   return {Format::kId,
@@ -13,6 +31,7 @@ constexpr FormatInfo info() {
           Format::kKind,
           Format::kBlockSize,
           int(sizeof(Block)),
+          group_of<Format>(),
           Format::kMaxRelativeError,
           [](const void* blocks, float* y, int64_t n) {
             const Block* b = static_cast<const Block*>(blocks);
@@ -24,7 +43,8 @@ constexpr FormatInfo info() {
               const int64_t at = i * Format::kBlockSize;
               Format::from_float(x + at, importance ? importance + at : nullptr, b[i]);
             }
-          }};
+          },
+          Format::kKind == Kind::kAffine ? &to_affine<Format> : nullptr};
 }
 
 template <class... Format>

@@ -1,0 +1,121 @@
+// The seam between devices, cut at transformer operations. Models are written once against this; a device implements it.
+// Pointers are to memory of the backend's own (Backend::allocate); only embed's ids and the final logits touch the host.
+// All activations are float32, row-major; n is the number of token rows in the batch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "formats/registry.h"
+
+namespace gristmill {
+
+// A matrix as the file holds it: n_rows rows of n_cols weights, each row a whole number of blocks.
+struct Weight {
+  std::string name;
+  const formats::FormatInfo* format = nullptr;
+  const std::byte* data = nullptr;
+  int64_t n_rows = 0, n_cols = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+  int64_t row_bytes() const { return n_cols / format->block_size * format->type_size; }
+};
+
+enum class KvType { F32, F16, Q8_0 };
+
+struct KvShape {
+  int n_layer, n_head_kv, head_dim_k, head_dim_v;
+  int64_t n_ctx;  // positions
+  KvType type_k, type_v;
+};
+
+// Keys and values of one sequence. Address space for the whole context is reserved; memory is taken as positions fill.
+class KvCache {
+ public:
+  explicit KvCache(const KvShape& shape) : shape_(shape) {}
+  virtual ~KvCache() = default;
+  const KvShape& shape() const { return shape_; }
+  int64_t n_past() const { return n_past_; }
+  void advance(int64_t n) { n_past_ += n; }
+  // Keeps the first n positions; the memory of the rest may go back to the system.
+  virtual void truncate(int64_t n) { n_past_ = n; }
+
+ private:
+  KvShape shape_;
+  int64_t n_past_ = 0;
+};
+
+// The rows that one sequence adds to a batch: rows [first_row, first_row + n_rows), positions n_past, n_past + 1, ...
+struct Span {
+  KvCache* cache;
+  int first_row;
+  int n_rows;
+};
+
+// Tokens of one or several sequences, sequence after sequence.
+struct Batch {
+  std::vector<int32_t> tokens;
+  std::vector<int64_t> positions;
+  std::vector<Span> spans;
+  std::vector<int> output_rows;  // rows whose logits are wanted
+  int n_rows() const { return int(tokens.size()); }
+  // Decoding (one row a sequence) and prefill choose kernels by this, never by how many sequences share the batch, so
+  // that a sequence gets the same bits alone and in company.
+  bool is_decode() const { return spans.size() == tokens.size(); }
+};
+
+enum class RopeStyle {
+  kInterleaved,  // pairs (2i, 2i + 1): `llama`
+  kNeox,         // pairs (i, i + dims / 2): `qwen2`
+};
+
+// One product of several that share their input x: y[t] = weight . x[t] + bias.
+struct Product {
+  const Weight* weight;
+  const float* bias;  // [n_rows] or nullptr
+  float* y;           // [n, n_rows]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+
+  // n floats of work space, aligned to 64 bytes. Throws DeviceError.
+  virtual std::shared_ptr<float[]> allocate(size_t n) = 0;
+  // A vector of weights (norm, bias) as float32 in the backend's memory; nullptr for an absent one.
+  virtual std::shared_ptr<const float[]> upload_vector(const Weight& w) = 0;
+  virtual std::unique_ptr<KvCache> make_cache(const KvShape& shape) = 0;
+
+  // out[t] = row ids[t] of table, [n, n_cols]
+  virtual void embed(const Weight& table, std::span<const int32_t> ids, float* out) = 0;
+  // out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight
+  virtual void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) = 0;
+  // Every product of the same x [n, n_cols].
+  virtual void matmul(std::span<const Product> products, const float* x, int n, bool decode) = 0;
+  // Rotates the first `dims` of every head in place; cos_sin [n, dims] holds dims / 2 cosines, then as many sines.
+  virtual void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) = 0;
+  // Writes k [n, n_head_kv * head_dim_k] and v to each span's cache, from position n_past on.
+  virtual void store_kv(const Batch& batch, int layer, const float* k, const float* v) = 0;
+  // Causal attention of q [n, n_head * head_dim_k] over each span's cache; out [n, n_head * head_dim_v].
+  virtual void attention(const Batch& batch, int layer, const float* q, int n_head, float scale, float* out) = 0;
+  // gate = silu(gate) * up
+  virtual void swiglu(float* gate, const float* up, size_t n_elements) = 0;
+  // x += y
+  virtual void add(float* x, const float* y, size_t n_elements) = 0;
+  // Copies n floats of host data in (rope tables).
+  virtual void upload(const float* host, size_t n, float* to) = 0;
+  // Copies n floats to the host, after everything before is done. `from` may be the host's own memory where
+  // writes_host() holds, and then there is nothing to copy.
+  virtual void download(const float* from, size_t n, float* host) = 0;
+  // Whether operations can write to ordinary host memory.
+  virtual bool writes_host() const = 0;
+  // Rows of x [*, n_cols] by index -> out [rows.size(), n_cols]
+  virtual void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) = 0;
+};
+
+}  // namespace gristmill

@@ -1,0 +1,112 @@
+#include "core/mapped_file.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <mutex>
+
+#include "core/error.h"
+
+namespace gristmill {
+namespace {
+
+// What the signal handler needs, in a fixed table of atomics: it may run on any thread at any time.
+struct Slot {
+  std::atomic<uintptr_t> begin{0}, end{0};
+  std::atomic<bool> lost{false};
+};
+constexpr int kSlots = 1024;
+Slot g_slots[kSlots];
+struct sigaction g_previous;
+std::mutex g_mutex;
+const uintptr_t g_page = uintptr_t(sysconf(_SC_PAGESIZE));
+
+void on_sigbus(int signal, siginfo_t* info, void* context) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(info->si_addr);
+  for (Slot& slot : g_slots) {
+    const uintptr_t begin = slot.begin.load(std::memory_order_acquire);
+    const uintptr_t end = slot.end.load(std::memory_order_acquire);
+    if (begin == 0 || address < begin || address >= end) continue;
+    // From here to the end of the mapping, so that a kernel crossing a long missing tail faults once, not once a page.
+    const uintptr_t page = address & ~(g_page - 1);
+    void* zeros = mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    if (zeros == MAP_FAILED) break;
+    slot.lost.store(true, std::memory_order_release);
+    return;  // the read is tried again and finds zeros
+  }
+  // Not ours: whoever was there before decides.
+  if (g_previous.sa_flags & SA_SIGINFO) {
+    g_previous.sa_sigaction(signal, info, context);
+  } else if (g_previous.sa_handler != SIG_DFL && g_previous.sa_handler != SIG_IGN) {
+    g_previous.sa_handler(signal);
+  } else {
+    sigaction(SIGBUS, &g_previous, nullptr);  // the read faults again and the default action follows
+  }
+}
+
+void install_handler() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    struct sigaction action = {};
+    action.sa_sigaction = on_sigbus;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, &g_previous);
+  });
+}
+
+int claim_slot(uintptr_t begin, uintptr_t end) {
+  const std::lock_guard lock(g_mutex);
+  for (int i = 0; i < kSlots; ++i) {
+    if (g_slots[i].begin.load(std::memory_order_relaxed) != 0) continue;
+    g_slots[i].lost.store(false, std::memory_order_relaxed);
+    g_slots[i].end.store(end, std::memory_order_release);
+    g_slots[i].begin.store(begin, std::memory_order_release);
+    return i;
+  }
+  return -1;
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) throw GGUFError(path + ": cannot be opened: " + std::strerror(errno));
+  struct stat status = {};
+  if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0) {
+    ::close(fd);
+    throw GGUFError(path + ": not a regular, non-empty file");
+  }
+  size_ = uint64_t(status.st_size);
+  void* map = mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
+  const int error = errno;
+  ::close(fd);
+  if (map == MAP_FAILED) throw DeviceError(path + ": cannot be mapped: " + std::strerror(error));
+  data_ = static_cast<const std::byte*>(map);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(map);
+  slot_ = claim_slot(begin, begin + (size_ + g_page - 1) / g_page * g_page);
+  if (slot_ < 0) {
+    munmap(map, size_);
+    throw DeviceError(path + ": more than " + std::to_string(kSlots) + " files are mapped");
+  }
+  install_handler();
+}
+
+MappedFile::~MappedFile() {
+  g_slots[slot_].begin.store(0, std::memory_order_release);
+  munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::check() const {
+  if (g_slots[slot_].lost.load(std::memory_order_acquire))
+    throw GGUFError(path_ + ": the file was cut or became unreadable while it was in use; load it again");
+}
+
+}  // namespace gristmill

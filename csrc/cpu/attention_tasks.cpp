@@ -1,0 +1,109 @@
+// How attention is cut into tasks. Prefill: a few tokens of one KV head, over all positions they see. Decoding: one
+// token's query heads of one KV head, over fixed chunks of positions whose results are merged in order.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/cpu_backend.h"
+
+namespace gristmill::cpu {
+namespace {
+
+// Queries of a task: enough that a converted key or value serves many, few enough that their sums stay in L1.
+constexpr int kQueriesPerTask = 48;
+
+}  // namespace
+
+struct CpuBackend::Piece {
+  const CpuKvCache* cache;
+  int head;             // KV head
+  int first_row, rows;  // of the batch
+  int64_t first_position;
+  int64_t begin, end;   // positions attended to
+  float* partial;       // where max, sum and acc go; nullptr: straight to the output
+};
+
+void CpuBackend::run_piece(const Piece& p, int layer, const float* q, int n_head, float scale, float* out) {
+  const KvShape& s = p.cache->shape();
+  const int group = n_head / s.n_head_kv, n = p.rows * group;
+  std::vector<const float*> queries(static_cast<size_t>(n));
+  std::vector<int64_t> visible(static_cast<size_t>(n));
+  for (int j = 0; j < n; ++j) {
+    const int64_t row = p.first_row + j / group, head = p.head * group + j % group;
+    queries[size_t(j)] = q + (row * n_head + head) * s.head_dim_k;
+    visible[size_t(j)] = p.first_position + j / group + 1;
+  }
+  std::vector<float> own;
+  float* partial = p.partial;
+  if (!partial) {
+    own.resize(size_t(n) * size_t(s.head_dim_v + 2));
+    partial = own.data();
+  }
+  float *max = partial, *sum = partial + n, *acc = partial + 2 * n;
+  kernels_.attention({s.type_k, s.type_v, p.cache->k(layer, p.head), p.cache->v(layer, p.head), s.head_dim_k,
+                      s.head_dim_v, n, queries.data(), visible.data(), p.begin, p.end, scale, max, sum, acc});
+  if (p.partial) return;
+  for (int j = 0; j < n; ++j) {
+    const int64_t row = p.first_row + j / group, head = p.head * group + j % group;
+    float* to = out + (row * n_head + head) * s.head_dim_v;
+    for (int d = 0; d < s.head_dim_v; ++d) to[d] = acc[int64_t(j) * s.head_dim_v + d] / sum[j];
+  }
+}
+
+void CpuBackend::attention(const Batch& batch, int layer, const float* q, int n_head, float scale, float* out) {
+  const KvShape& s = batch.spans.front().cache->shape();
+  const int group = n_head / s.n_head_kv;
+  const int tokens = std::max(1, kQueriesPerTask / group);
+  const int64_t partial_floats = int64_t(group) * (s.head_dim_v + 2);
+  std::vector<Piece> pieces;
+  int64_t n_partials = 0;
+  for (const Span& span : batch.spans) {
+    const auto* cache = static_cast<const CpuKvCache*>(span.cache);
+    for (int head = 0; head < s.n_head_kv; ++head) {
+      for (int t = 0; t < span.n_rows; t += tokens) {
+        const int rows = std::min(tokens, span.n_rows - t);
+        const int64_t first = cache->n_past() + t, end = first + rows;
+        const bool split = batch.is_decode() && end > kAttentionChunk;
+        for (int64_t begin = 0; begin < end; begin += split ? kAttentionChunk : end) {
+          pieces.push_back({cache, head, span.first_row + t, rows, first, begin,
+                            split ? std::min(end, begin + kAttentionChunk) : end, nullptr});
+          if (split) ++n_partials;
+        }
+      }
+    }
+  }
+  float* partials = partials_.grow(size_t(n_partials * partial_floats));
+  int64_t next = 0;
+  for (Piece& p : pieces)
+    if (p.begin > 0 || p.end < p.first_position + p.rows) p.partial = partials + next++ * partial_floats;
+  // The longest first: a task begun last should be a short one.
+  if (!batch.is_decode())
+    std::ranges::stable_sort(pieces, [](const Piece& a, const Piece& b) { return a.end > b.end; });
+  pool_.run(int(pieces.size()), [&](int i) { run_piece(pieces[size_t(i)], layer, q, n_head, scale, out); });
+
+  // Merge the chunks of each query in order of position: the same sums whatever ran where.
+  for (size_t i = 0; i < pieces.size();) {
+    size_t last = i + 1;
+    while (last < pieces.size() && pieces[last].begin > 0) ++last;
+    const Piece& p = pieces[i];
+    if (p.partial) {
+      for (int j = 0; j < group; ++j) {
+        float max = -INFINITY, sum = 0.0f;
+        for (size_t c = i; c < last; ++c) max = std::max(max, pieces[c].partial[j]);
+        float* to = out + (int64_t(p.first_row) * n_head + p.head * group + j) * s.head_dim_v;
+        std::fill(to, to + s.head_dim_v, 0.0f);
+        for (size_t c = i; c < last; ++c) {
+          const float* partial = pieces[c].partial;
+          const float factor = std::exp(partial[j] - max);
+          sum += factor * partial[group + j];
+          const float* acc = partial + 2 * group + int64_t(j) * s.head_dim_v;
+          for (int d = 0; d < s.head_dim_v; ++d) to[d] += factor * acc[d];
+        }
+        for (int d = 0; d < s.head_dim_v; ++d) to[d] /= sum;
+      }
+    }
+    i = last;
+  }
+}
+
+}  // namespace gristmill::cpu

@@ -1,0 +1,138 @@
+#include "cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace gristmill::cpu {
+namespace {
+
+// Elements below which handing work to another thread costs more than it saves.
+constexpr int64_t kElementGrain = 16384;
+
+// Rows of one decode task: about 128 KiB of weights, whole groups of 16 rows.
+int64_t decode_rows(const Weight& w) {
+  const int64_t rows = std::max<int64_t>(1, (128 << 10) / std::max<int64_t>(w.row_bytes(), 1));
+  return std::max<int64_t>(16, rows / 16 * 16);
+}
+
+}  // namespace
+
+std::byte* thread_scratch(size_t bytes) {
+  thread_local AlignedBuffer<std::byte> scratch;
+  return scratch.grow(bytes);
+}
+
+std::shared_ptr<float[]> CpuBackend::allocate(size_t n) {
+  auto buffer = std::make_shared<AlignedBuffer<float>>(n);
+  return std::shared_ptr<float[]>(buffer, buffer->get());
+}
+
+std::shared_ptr<const float[]> CpuBackend::upload_vector(const Weight& w) {
+  if (!w) return nullptr;
+  auto out = allocate(size_t(w.n_cols));
+  w.format->to_float(w.data, out.get(), w.n_cols);
+  return out;
+}
+
+std::unique_ptr<KvCache> CpuBackend::make_cache(const KvShape& shape) { return std::make_unique<CpuKvCache>(shape); }
+
+void CpuBackend::embed(const Weight& table, std::span<const int32_t> ids, float* out) {
+  pool_.run(int(ids.size()), [&](int t) {
+    table.format->to_float(table.data + ids[size_t(t)] * table.row_bytes(), out + t * table.n_cols, table.n_cols);
+  });
+}
+
+void CpuBackend::rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) {
+  for_ranges(n, kElementGrain / n_cols, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) kernels_.rms_norm(x + t * n_cols, weight, eps, n_cols, out + t * n_cols);
+  });
+}
+
+void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
+  const int64_t n_cols = products.front().weight->n_cols;
+  const int64_t stride = kernels_.activation_bytes(n_cols);
+  const bool quantized = std::ranges::any_of(
+      products, [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; });
+  if (quantized) {
+    std::byte* out = activations_.grow(size_t(n) * size_t(stride));
+    for_ranges(n, kElementGrain / n_cols, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) kernels_.quantize_activations(x + t * n_cols, n_cols, out + t * stride);
+    });
+  }
+  std::vector<MatmulTask> tasks;
+  const int rows_at_once = decode ? kDecodeRows : n;
+  for (const Product& p : products) {
+    const bool affine = p.weight->format->kind == formats::Kind::kAffine;
+    const std::byte* input = affine ? activations_.get() : reinterpret_cast<const std::byte*>(x);
+    const int64_t x_stride = affine ? stride : n_cols * int64_t(sizeof(float));
+    const int64_t m = p.weight->n_rows;
+    int64_t step = decode ? decode_rows(*p.weight) : kernels_.gemm_rows;
+    // Small matrices: smaller tasks, so that every thread has some and the last one is not waited for.
+    while (step > 16 && m / step < 4 * pool_.n_threads()) step /= 2;
+    step = std::max<int64_t>(16, step / 16 * 16);
+    for (int first = 0; first < n; first += rows_at_once) {
+      const int count = std::min(rows_at_once, n - first);
+      for (int64_t r = 0; r < m; r += step)
+        tasks.push_back({p.weight, r, std::min(m, r + step), input + first * x_stride, x_stride, count, p.bias,
+                         p.y + first * m});
+    }
+  }
+  pool_.run(int(tasks.size()), [&](int i) {
+    const MatmulTask& task = tasks[size_t(i)];
+    const int format = format_index(task.w->format);
+    (decode ? kernels_.decode[format] : kernels_.prefill[format])(task);
+  });
+}
+
+void CpuBackend::rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) {
+  const int64_t width = int64_t(n_heads) * head_dim;
+  for_ranges(n, kElementGrain / width, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int h = 0; h < n_heads; ++h)
+        kernels_.rope(x + t * width + int64_t(h) * head_dim, dims, cos_sin + t * dims, style);
+  });
+}
+
+void CpuBackend::store_kv(const Batch& batch, int layer, const float* k, const float* v) {
+  const KvShape& s = batch.spans.front().cache->shape();
+  const int64_t k_width = int64_t(s.n_head_kv) * s.head_dim_k, v_width = int64_t(s.n_head_kv) * s.head_dim_v;
+  const auto store = [&](int head) {
+    for (const Span& span : batch.spans) {
+      const auto& cache = static_cast<const CpuKvCache&>(*span.cache);
+      for (int64_t t = span.first_row; t < span.first_row + span.n_rows; ++t)
+        cache.store(layer, head, cache.n_past() + t - span.first_row, k + t * k_width + int64_t(head) * s.head_dim_k,
+                    v + t * v_width + int64_t(head) * s.head_dim_v);
+    }
+  };
+  if (batch.n_rows() * k_width < kElementGrain) {
+    for (int head = 0; head < s.n_head_kv; ++head) store(head);
+  } else {
+    pool_.run(s.n_head_kv, store);  // a head a task: no two threads write one cache line of K
+  }
+}
+
+void CpuBackend::swiglu(float* gate, const float* up, size_t n) {
+  for_ranges(int64_t(n), kElementGrain, [&](int64_t begin, int64_t end) {
+    kernels_.swiglu(gate + begin, up + begin, end - begin);
+  });
+}
+
+void CpuBackend::add(float* x, const float* y, size_t n) {
+  for_ranges(int64_t(n), kElementGrain, [&](int64_t begin, int64_t end) {
+    kernels_.add(x + begin, y + begin, end - begin);
+  });
+}
+
+void CpuBackend::upload(const float* host, size_t n, float* to) { std::memcpy(to, host, n * sizeof(float)); }
+
+void CpuBackend::download(const float* from, size_t n, float* host) {
+  if (from != host) std::memcpy(host, from, n * sizeof(float));
+}
+
+void CpuBackend::gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) {
+  for (size_t i = 0; i < rows.size(); ++i)
+    std::memcpy(out + int64_t(i) * n_cols, x + rows[i] * n_cols, size_t(n_cols) * sizeof(float));
+}
+
+}  // namespace gristmill::cpu

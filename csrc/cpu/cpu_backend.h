@@ -1,0 +1,55 @@
+// The seam on a CPU: cuts every operation into tasks for the thread pool and calls the chosen set's kernels.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "backend.h"
+#include "core/aligned_buffer.h"
+#include "core/thread_pool.h"
+#include "cpu/cpu_kv_cache.h"
+#include "cpu/kernels.h"
+
+namespace gristmill::cpu {
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const Kernels& kernels, int n_threads) : kernels_(kernels), pool_(n_threads) {}
+
+  const char* name() const override { return kernels_.name; }
+  int n_threads() const { return pool_.n_threads(); }
+
+  std::shared_ptr<float[]> allocate(size_t n) override;
+  std::shared_ptr<const float[]> upload_vector(const Weight& w) override;
+  std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
+  void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
+  void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override;
+  void matmul(std::span<const Product> products, const float* x, int n, bool decode) override;
+  void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) override;
+  void store_kv(const Batch& batch, int layer, const float* k, const float* v) override;
+  void attention(const Batch& batch, int layer, const float* q, int n_head, float scale, float* out) override;
+  void swiglu(float* gate, const float* up, size_t n_elements) override;
+  void add(float* x, const float* y, size_t n_elements) override;
+  void upload(const float* host, size_t n, float* to) override;
+  void download(const float* from, size_t n, float* host) override;
+  bool writes_host() const override { return true; }
+  void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override;
+
+ private:
+  struct Piece;  // of attention: attention_tasks.cpp
+  void run_piece(const Piece& piece, int layer, const float* q, int n_head, float scale, float* out);
+
+  // f(begin, end) over [0, n) in ranges of at least `grain`, in parallel.
+  template <class F>
+  void for_ranges(int64_t n, int64_t grain, const F& f) {
+    const int64_t pieces = std::clamp<int64_t>(n / std::max<int64_t>(grain, 1), 1, 4 * pool_.n_threads());
+    pool_.run(int(pieces), [&](int i) { f(n * i / pieces, n * (i + 1) / pieces); });
+  }
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  AlignedBuffer<std::byte> activations_;
+  AlignedBuffer<float> partials_;
+};
+
+}  // namespace gristmill::cpu

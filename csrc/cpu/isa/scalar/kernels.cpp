@@ -1,0 +1,104 @@
+// Scalar kernels. Quantized products work on the format's affine view (formats/format.h) and on activations of 15 bits
+// a value with one scale per 32: integers are multiplied exactly, each group's sum is scaled once.
+#include <cmath>
+#include <cstring>
+
+#include "cpu/dispatch.h"
+#include "cpu/generic/attention.h"
+#include "cpu/generic/elementwise.h"
+#include "cpu/generic/matmul_float.h"
+#include "cpu/isa/scalar/vec.h"
+
+namespace gristmill::cpu {
+namespace {
+
+// 32 activations: x[i] = scale * q[i], |q| <= 16256, the range that the sets with two int8 planes can hold as well.
+struct ActivationGroup {
+  float scale;
+  float sum[2];  // scale * (sum of q), of each 16: what minima multiply
+  int16_t q[32];
+};
+constexpr float kActivationMax = 16256.0f;
+
+int64_t activation_bytes(int64_t n_cols) { return (n_cols + 31) / 32 * int64_t(sizeof(ActivationGroup)); }
+
+void quantize_activations(const float* x, int64_t n_cols, std::byte* out) {
+  ActivationGroup* groups = reinterpret_cast<ActivationGroup*>(out);
+  for (int64_t i = 0; i < n_cols; i += 32, x += 32, ++groups) {
+    float max = 0.0f;
+    for (int j = 0; j < 32; ++j) max = std::max(max, std::fabs(x[j]));
+    const float inverse = max > 0.0f ? kActivationMax / max : 0.0f;
+    groups->scale = max / kActivationMax;
+    for (int half = 0; half < 2; ++half) {
+      int sum = 0;
+      for (int j = 16 * half; j < 16 * half + 16; ++j) {
+        groups->q[j] = int16_t(std::lrint(x[j] * inverse));
+        sum += groups->q[j];
+      }
+      groups->sum[half] = groups->scale * float(sum);
+    }
+  }
+}
+
+template <class Format>
+void matmul_affine(const MatmulTask& task) {
+  constexpr int kBlock = Format::kBlockSize, kGroup = Format::kGroup, kGroups = kBlock / kGroup;
+  const int64_t m = task.w->n_rows, row_bytes = task.w->row_bytes();
+  for (int64_t r = task.row_begin; r < task.row_end; ++r) {
+    const auto* blocks = reinterpret_cast<const typename Format::Block*>(task.w->data + r * row_bytes);
+    for (int t = 0; t < task.n; ++t) task.y[t * m + r] = task.bias ? task.bias[r] : 0.0f;
+    for (int64_t b = 0; b < task.w->n_cols / kBlock; ++b) {
+      uint8_t q[kBlock];
+      float scale[kGroups], min[kGroups];
+      Format::to_affine(blocks[b], q, scale, min);
+      for (int t = 0; t < task.n; ++t) {
+        const auto* x = reinterpret_cast<const ActivationGroup*>(task.x + t * task.x_stride) + b * kBlock / 32;
+        float sum = 0.0f;
+        for (int g = 0; g < kGroups; ++g) {
+          const int at = g * kGroup;
+          const ActivationGroup& a = x[at / 32];
+          int dot = 0;
+          for (int i = 0; i < kGroup; ++i) dot += (int(q[at + i]) - Format::kZero) * a.q[at % 32 + i];
+          sum += scale[g] * a.scale * float(dot);
+          if (Format::kHasMin) sum += min[g] * (kGroup == 32 ? a.sum[0] + a.sum[1] : a.sum[at % 32 / 16]);
+        }
+        task.y[t * m + r] += sum;
+      }
+    }
+  }
+}
+
+template <class Format>
+constexpr MatmulFunction decode_kernel() {
+  if constexpr (Format::kKind == formats::Kind::kFloat) return decode_float<ScalarVec, Format>;
+  else return matmul_affine<Format>;
+}
+
+template <class Format>
+constexpr MatmulFunction prefill_kernel() {
+  if constexpr (Format::kKind == formats::Kind::kFloat) return prefill_float<ScalarVec, Format>;
+  else return matmul_affine<Format>;
+}
+
+template <class... Format>
+constexpr Kernels make(std::tuple<Format...>*) {
+  return {"scalar",
+          16,
+          activation_bytes,
+          quantize_activations,
+          {decode_kernel<Format>()...},
+          {prefill_kernel<Format>()...},
+          attention<ScalarVec>,
+          rms_norm<ScalarVec>,
+          rope<ScalarVec>,
+          swiglu<ScalarVec>,
+          add<ScalarVec>};
+}
+
+constexpr Kernels kKernels = make(static_cast<formats::All*>(nullptr));
+
+}  // namespace
+
+const Kernels& scalar_kernels() { return kKernels; }
+
+}  // namespace gristmill::cpu

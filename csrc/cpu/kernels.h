@@ -1,0 +1,70 @@
+// What an instruction set provides: one table of plain functions, filled in by isa/<name>/kernels.cpp. Only pointers and
+// numbers cross this line, so that code compiled with one set's flags is never linked into another's path.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+
+#include "backend.h"
+#include "formats/registry.h"
+
+namespace gristmill::cpu {
+
+constexpr int kFormats = int(std::tuple_size_v<formats::All>);
+// Rows of activations that one pass over the weights serves when decoding.
+constexpr int kDecodeRows = 8;
+// Positions of one piece of attention; pieces are the same whatever the number of threads, so sums are too.
+constexpr int64_t kAttentionChunk = 512;
+
+// One piece of a product: rows [row_begin, row_end) of w for every row of x.
+struct MatmulTask {
+  const Weight* w;
+  int64_t row_begin, row_end;
+  const std::byte* x;    // quantized activations of this set, or float32 where the format is Kind::kFloat
+  int64_t x_stride;      // bytes a row
+  int n;                 // rows of x
+  const float* bias;     // [w->n_rows] or nullptr
+  float* y;              // [n, w->n_rows]
+};
+using MatmulFunction = void (*)(const MatmulTask&);
+
+// K and V of one layer and KV head. K is in blocks of 16 positions, dimension by dimension ([head_dim][16]), so that
+// scores of 16 positions come from broadcasting q; V is a row a position. See kv_layout.h.
+struct AttentionTask {
+  KvType type_k, type_v;
+  const std::byte* k;
+  const std::byte* v;
+  int head_dim_k, head_dim_v;
+  int n_queries;             // rows of q: the query heads of this KV head, for one or several tokens
+  const float* const* q;     // [n_queries] -> [head_dim_k]
+  const int64_t* n_visible;  // [n_queries] positions each query sees
+  int64_t begin, end;        // positions of this piece; begin is a multiple of 16
+  float scale;
+  float* max;                // [n_queries] out: largest score
+  float* sum;                // [n_queries] out: sum of exp(score - max)
+  float* acc;                // [n_queries, head_dim_v] out: sum of exp(score - max) v
+};
+
+struct Kernels {
+  const char* name;
+  // Rows of weights that a prefill task takes together; its scratch is sized by it.
+  int gemm_rows;
+  int64_t (*activation_bytes)(int64_t n_cols);
+  void (*quantize_activations)(const float* x, int64_t n_cols, std::byte* out);
+  MatmulFunction decode[kFormats];   // n <= kDecodeRows
+  MatmulFunction prefill[kFormats];  // any n
+  void (*attention)(const AttentionTask&);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*rope)(float* head, int dims, const float* cos_sin, RopeStyle style);
+  void (*swiglu)(float* gate, const float* up, int64_t n);
+  void (*add)(float* x, const float* y, int64_t n);
+};
+
+// Bytes of scratch of the calling thread, aligned to 64; the same memory at each call, grown as needed.
+std::byte* thread_scratch(size_t bytes);
+
+// Index of a format in the registry's order, which the tables above follow.
+inline int format_index(const formats::FormatInfo* f) { return int(f - formats::begin_formats()); }
+
+}  // namespace gristmill::cpu

@@ -1,0 +1,28 @@
+// How the CPU's KV cache lies in memory, for one layer and KV head.
+//   K: blocks of 16 positions     F32, F16: [head_dim][16]
+//                                 Q8_0: for each 32 dimensions 16 scales f16, then [32][16] int8
+//   V: one row a position         F32, F16: [head_dim]      Q8_0: Q8_0 blocks along the row
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backend.h"
+
+namespace gristmill::cpu {
+
+constexpr int kPositions = 16;
+
+inline int64_t bytes_of(KvType type, int64_t n) {
+  switch (type) {
+    case KvType::F32: return n * 4;
+    case KvType::F16: return n * 2;
+    case KvType::Q8_0: return n / 32 * 34;
+  }
+  return 0;
+}
+
+inline int64_t k_block_bytes(KvType type, int head_dim) { return bytes_of(type, int64_t(head_dim) * kPositions); }
+inline int64_t v_row_bytes(KvType type, int head_dim) { return bytes_of(type, head_dim); }
+
+}  // namespace gristmill::cpu

@@ -1,0 +1,55 @@
+// What the bindings drive: a model on a backend, and sessions that each own a KV cache.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "models/model.h"
+
+namespace gristmill {
+
+struct EngineOptions {
+  int64_t n_ctx = 0;  // 0: the model's own
+  int n_threads = 0;  // 0: physical cores
+  KvType type_k = KvType::F16, type_v = KvType::F16;
+  std::string isa;    // empty: GRISTMILL_ISA or the best
+};
+
+class Engine {
+ public:
+  Engine(models::ModelSource source, const EngineOptions& options);
+
+  const models::Hyperparameters& hyperparameters() const { return model_->hyperparameters(); }
+  const models::ModelSource& source() const { return source_; }
+  const std::string& isa() const { return isa_; }
+  int64_t n_ctx() const { return n_ctx_; }
+  int n_threads() const { return n_threads_; }
+  // Most tokens of a prompt in one pass, so that work space stays within kWorkspaceBytes.
+  int max_batch() const { return max_batch_; }
+
+  std::unique_ptr<KvCache> make_cache();
+  // Tokens of one sequence, appended to its cache. logits: [1 or tokens.size(), n_vocab], the last or every position's.
+  void forward(KvCache& cache, std::span<const int32_t> tokens, bool all_logits, float* logits);
+  // One token for each of several sequences; logits [caches.size(), n_vocab].
+  void decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits);
+
+ private:
+  void check_tokens(std::span<const int32_t> tokens) const;
+  void run(const Batch& batch, float* logits);
+
+  models::ModelSource source_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<models::Model> model_;
+  std::string isa_;
+  int64_t n_ctx_;
+  int n_threads_, max_batch_;
+  EngineOptions options_;
+  std::mutex mutex_;  // one pass at a time: work space and threads are shared
+};
+
+}  // namespace gristmill

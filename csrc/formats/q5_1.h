@@ -1,0 +1,60 @@
+// Q5_1: 32 weights in 24 bytes, w = d * q + m.
+//   bytes  0  1 | 2  3 | 4 .. 7                    | 8 .. 23
+//          d f16  m f16  32 bits, bit i = q[i] >> 4  byte j: low nibble = q[j] & 15, high nibble = q[j + 16] & 15
+#pragma once
+
+#include "formats/format.h"
+#include "formats/search.h"
+
+namespace gristmill::formats {
+
+struct Q5_1 {
+  static constexpr TypeId kId = TypeId::Q5_1;
+  static constexpr const char* kName = "Q5_1";
+  static constexpr Kind kKind = Kind::kAffine;
+  static constexpr int kBlockSize = 32;
+  static constexpr int kGroup = 32;
+  static constexpr int kZero = 0;
+  static constexpr bool kHasMin = true;
+  static constexpr float kMaxRelativeError =
+      2.0f / 31 * 0.51f + 2e-3f;  // half a step of (max - min) / 31, and d, m in f16
+
+  struct [[gnu::packed]] Block {
+    uint16_t d, m;
+    uint8_t qh[4];
+    uint8_t qs[16];
+  };
+  static_assert(sizeof(Block) == 24);
+
+  static GRISTMILL_FORMAT_FN void levels(const Block& b, uint8_t* q) {
+    for (int j = 0; j < 16; ++j) {
+      q[j] = uint8_t((b.qs[j] & 15) | (b.qh[j / 8] >> (j % 8) & 1) << 4);
+      q[j + 16] = uint8_t((b.qs[j] >> 4) | (b.qh[j / 8 + 2] >> (j % 8) & 1) << 4);
+    }
+  }
+
+  static GRISTMILL_FORMAT_FN void to_float(const Block& b, float* y) {
+    const float d = half_to_float(b.d), m = half_to_float(b.m);
+    uint8_t q[32];
+    levels(b, q);
+    for (int i = 0; i < 32; ++i) y[i] = float(q[i]) * d + m;
+  }
+
+  static inline void from_float(const float* x, const float* importance, Block& b) {
+    uint8_t q[32];
+    const AffineBlock fit = fit_affine_block(x, importance, 31, q);
+    b.d = fit.d;
+    b.m = fit.m;
+    for (uint8_t& bits : b.qh) bits = 0;
+    for (int i = 0; i < 32; ++i) b.qh[i / 8] |= uint8_t((q[i] >> 4) << (i % 8));
+    for (int j = 0; j < 16; ++j) b.qs[j] = uint8_t((q[j] & 15) | (q[j + 16] & 15) << 4);
+  }
+
+  static GRISTMILL_FORMAT_FN void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {
+    scale[0] = half_to_float(b.d);
+    min[0] = half_to_float(b.m);
+    levels(b, q);
+  }
+};
+
+}  // namespace gristmill::formats

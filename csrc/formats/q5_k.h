@@ -1,0 +1,61 @@
+// Q5_K: 256 weights in 176 bytes, 8 groups of 32, w = d * sc * q - dmin * m.
+//   bytes  0  1 | 2  3   | 4 .. 15        | 16 .. 47               | 48 .. 175
+//          d f16  dmin f16 sc[8], m[8],     byte l: bit g =          byte 32 p + l: low nibble = q[64 p + l] & 15,
+//                          k_scales.h       q[32 g + l] >> 4, g < 8  high nibble = q[64 p + 32 + l] & 15, p < 4
+#pragma once
+
+#include "formats/format.h"
+#include "formats/k_scales.h"
+#include "formats/search.h"
+
+namespace gristmill::formats {
+
+struct Q5_K {
+  static constexpr TypeId kId = TypeId::Q5_K;
+  static constexpr const char* kName = "Q5_K";
+  static constexpr Kind kKind = Kind::kAffine;
+  static constexpr int kBlockSize = 256;
+  static constexpr int kGroup = 32;
+  static constexpr int kZero = 0;
+  static constexpr bool kHasMin = true;
+  static constexpr float kMaxRelativeError = 2.0f / 31;  // the search may clip by one step of the widest grid
+
+  struct [[gnu::packed]] Block {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qh[32];
+    uint8_t qs[128];
+  };
+  static_assert(sizeof(Block) == 176);
+
+  static GRISTMILL_FORMAT_FN void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {
+    k_scales_to_float(b.d, b.dmin, b.scales, scale, min);
+    for (int p = 0; p < 4; ++p)
+      for (int l = 0; l < 32; ++l) {
+        q[64 * p + l] = uint8_t((b.qs[32 * p + l] & 15) | ((b.qh[l] >> (2 * p)) & 1) << 4);
+        q[64 * p + 32 + l] = uint8_t((b.qs[32 * p + l] >> 4) | ((b.qh[l] >> (2 * p + 1)) & 1) << 4);
+      }
+  }
+
+  static GRISTMILL_FORMAT_FN void to_float(const Block& b, float* y) {
+    uint8_t q[256];
+    float scale[8], min[8];
+    to_affine(b, q, scale, min);
+    for (int i = 0; i < 256; ++i) y[i] = scale[i / 32] * float(q[i]) + min[i / 32];
+  }
+
+  static inline void from_float(const float* x, const float* importance, Block& b) {
+    AffineSuperBlock s;
+    fit_affine_super_block(x, importance, {.group = 32, .max_q = 31, .max_code = 63}, s);
+    b = {};
+    b.d = s.d;
+    b.dmin = s.dmin;
+    pack_k_scales(s.scale, s.min, b.scales);
+    for (int i = 0; i < 256; ++i) {
+      b.qs[32 * (i / 64) + i % 32] |= uint8_t((s.q[i] & 15) << (4 * (i / 32 % 2)));
+      b.qh[i % 32] |= uint8_t((s.q[i] >> 4) << (i / 32));
+    }
+  }
+};
+
+}  // namespace gristmill::formats

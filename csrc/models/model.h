@@ -1,0 +1,33 @@
+// A model: tokens in, logits out. One architecture is one file that reads its weights and says its layers.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "backend.h"
+#include "models/hyperparameters.h"
+#include "models/model_source.h"
+
+namespace gristmill::models {
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual const Hyperparameters& hyperparameters() const = 0;
+  // Runs the batch, appends its keys and values to the spans' caches (which must have room and whose n_past the caller
+  // advances), and writes the logits of batch.output_rows to host memory, [output_rows.size(), n_vocab].
+  virtual void forward(const Batch& batch, float* logits) = 0;
+};
+
+struct Architecture {
+  const char* name;
+  std::unique_ptr<Model> (*make)(ModelSource& source, Backend& backend);
+};
+
+// Every architecture, one line each in architectures.cpp.
+std::span<const Architecture> architectures();
+// Throws UnsupportedModelError, naming those there are.
+std::unique_ptr<Model> make_model(ModelSource& source, Backend& backend);
+
+}  // namespace gristmill::models
