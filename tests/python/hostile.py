@@ -152,10 +152,7 @@ def with_tensors(*entries: bytes, data: int = 1 << 12) -> bytes:
 
 def nested(depth: int) -> bytes:
     """A key whose value is ``depth`` arrays within each other."""
-    inner = array(U8, [1])
-    for _ in range(depth - 1):
-        inner = u32(ARRAY) + u64(1) + inner
-    return string("deep") + u32(ARRAY) + inner
+    return string("deep") + u32(ARRAY) + (u32(ARRAY) + u64(1)) * (depth - 1) + array(U8, [1])
 
 
 def _changed(**changes: object) -> bytes:
