@@ -124,6 +124,17 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
         assert "is a socket" in refusal(tmp_path / "s")
 
 
+def test_fifo_that_takes_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 1: a FIFO that appears between looking and opening is not waited for either."""
+    regular, fifo = tmp_path / "model.gguf", tmp_path / "fifo.gguf"
+    regular.write_bytes(sound().build())
+    os.mkfifo(fifo)
+    status = regular.stat()
+    monkeypatch.setattr(Path, "stat", lambda self: status)
+    with pytest.raises(GGUFError, match="is a FIFO"):
+        GGUFFile.open(fifo)
+
+
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     """Promise 2: missing, looping, overlong and impossible names are GGUFErrors too."""
     assert "no such file" in refusal(tmp_path / "missing.gguf")
