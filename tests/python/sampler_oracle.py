@@ -1,10 +1,13 @@
-"""The samplers in plain numpy and float64, from their definitions: candidates are sorted, summed and cut one by one.
+"""The samplers in plain numpy and float64, from their definitions: candidates are sorted, summed and cut one
+by one.
 
-A decision that hangs on less than MARGIN of probability raises Ambiguous: float32 and float64 may then rightly differ.
+A decision that hangs on less than MARGIN of probability raises AmbiguousError: float32 and float64 may then
+rightly differ.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +17,7 @@ import numpy as np
 MARGIN = 2e-6
 
 
-class Ambiguous(Exception):
+class AmbiguousError(Exception):
     pass
 
 
@@ -44,7 +47,7 @@ class State:
 def _decide(difference: float) -> bool:
     """difference >= 0, unless that is too close to call."""
     if abs(difference) < MARGIN:
-        raise Ambiguous
+        raise AmbiguousError
     return difference > 0
 
 
@@ -73,7 +76,7 @@ def min_p(s: State, p: float, min_keep: int) -> None:
     limit = float(s.logits.max()) + math.log(p)
     kept = [i for rank, i in enumerate(order) if rank < max(min_keep, 1) or s.logits[i] >= limit]
     if any(abs(s.logits - limit) < MARGIN):
-        raise Ambiguous
+        raise AmbiguousError
     s.keep(kept)
 
 
@@ -89,12 +92,12 @@ def typ_p(s: State, p: float, min_keep: int) -> None:
     with np.errstate(divide="ignore"):
         distance = np.abs(-np.log(s.probs()) - entropy(s))
     order = sorted(range(len(s.ids)), key=lambda i: (distance[i], -s.logits[i], s.ids[i]))
-    for a, b in zip(order, order[1:], strict=False):
+    for a, b in itertools.pairwise(order):
         # Equal logits have equal distances; others that are nearly equal may rank either way.
         if math.isinf(distance[b]) or s.logits[a] == s.logits[b]:
             continue
         if distance[b] - distance[a] < 1e-5 * max(1.0, distance[a]):
-            raise Ambiguous
+            raise AmbiguousError
     _prefix(s, order, p, min_keep)
 
 
@@ -105,7 +108,7 @@ def top_n_sigma(s: State, n: float) -> None:
     finite = x[np.isfinite(x)]
     limit = finite.max() - n * finite.std()
     if any(abs(finite - limit) < MARGIN):
-        raise Ambiguous
+        raise AmbiguousError
     s.logits = np.where(x < limit, np.float32(-np.inf), s.logits)
 
 
@@ -189,12 +192,12 @@ def mirostat(s: State, mu: float) -> None:
     zipf = float((t * -np.diff(x)).sum() / (t * t).sum())
     epsilon = zipf - 1
     if abs(epsilon) < 1e-6 or zipf < 1e-6:
-        raise Ambiguous
-    base = epsilon * 2**mu / (1 - s.n_vocab ** -epsilon)
+        raise AmbiguousError
+    base = epsilon * 2**mu / (1 - s.n_vocab**-epsilon)
     log_k = math.log(base) / zipf
     k = math.exp(log_k) if log_k < 40 else math.inf
     if k < len(s.ids) + 1 and k >= 1 and abs(k - round(k)) < 1e-4:
-        raise Ambiguous
+        raise AmbiguousError
     s.keep(s.order()[: int(min(max(k, 1), len(s.ids)))])
 
 
@@ -210,5 +213,5 @@ def draw(s: State) -> int:
     total = np.cumsum(s.probs())
     u = s.rng.random_sample()
     if np.abs(total - u).min() < MARGIN:
-        raise Ambiguous
+        raise AmbiguousError
     return int(s.ids[np.searchsorted(total, u, side="right")])

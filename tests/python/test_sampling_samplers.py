@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import sampler_oracle as oracle
+from gristmill import sampling as gs
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-
-from gristmill import sampling as gs
 
 SEED = 1234
 
@@ -116,7 +115,7 @@ def check(chain: gs.SamplerChain, plain: list[Plain], logits: np.ndarray, histor
         for apply in plain:
             apply(state)
             assume(np.isfinite(state.logits).any())
-    except oracle.Ambiguous:
+    except oracle.AmbiguousError:
         assume(False)
     alive = state.logits - state.logits.max() >= -87
     order = [i for i in state.order() if alive[i]]
@@ -128,7 +127,7 @@ def check(chain: gs.SamplerChain, plain: list[Plain], logits: np.ndarray, histor
     assert probs.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
     try:
         expected = oracle.draw(state)
-    except oracle.Ambiguous:
+    except oracle.AmbiguousError:
         assume(False)
     assert chain.sample(logits) == expected
 
