@@ -1,0 +1,337 @@
+"""Loading a model and running token sequences through it."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gristmill import _core
+from gristmill.errors import ArgumentError, ContextFullError, DeviceError, GGUFError, GristmillWarning
+from gristmill.gguf import GGUFFile
+
+if TYPE_CHECKING:
+    from gristmill.chat import ChatTemplate
+    from gristmill.generate import Generation
+    from gristmill.gguf import TensorInfo
+    from gristmill.metadata import Metadata
+    from gristmill.tokenizer import Tokenizer
+
+CACHE_TYPES = ("f32", "f16", "q8_0")
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: int | None = None,
+    overrides: Mapping[str, bool | int | float | str] | None = None,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
+) -> Model:
+    """Map a GGUF file and make it ready to run.
+
+    Args:
+        path: A ``.gguf`` file, or any part of a split one.
+        device: ``"auto"`` or ``"cpu"``. This build has no other device.
+        n_ctx: Positions a session can hold; the model's own context length by default. Memory is taken as
+            positions fill.
+        n_threads: Threads that compute; by default the physical cores this process may use.
+        n_gpu_layers: Accepted for symmetry with other devices; warns where there is no GPU to use.
+        overrides: Metadata values to use instead of the file's, by full key. A key that nothing reads warns.
+        cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
+        cache_type_v: The same for values.
+
+    Raises:
+        GGUFError: The file is malformed, truncated, or its metadata and tensors contradict each other.
+        UnsupportedModelError: The architecture or a tensor type is not one that gristmill runs.
+        ArgumentError: An argument is out of range, or an override has the wrong type.
+        DeviceError: ``device`` is not there, or memory could not be mapped.
+    """
+    if device not in ("auto", "cpu"):
+        raise DeviceError(f"device {device!r} is not available: this build runs on the CPU (auto, cpu)")
+    if n_gpu_layers not in (None, 0):
+        warnings.warn(
+            f"n_gpu_layers={n_gpu_layers} has no effect: no GPU is available, all layers run on the CPU",
+            GristmillWarning,
+            stacklevel=2,
+        )
+    for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads)):
+        if value is not None and not 1 <= value < 2**31:
+            raise ArgumentError(f"{name}, expected at least 1, got {value}")
+    if n_threads is not None and n_threads > 1024:
+        raise ArgumentError(f"n_threads, expected at most 1024, got {n_threads}")
+    for name, kind in (("cache_type_k", cache_type_k), ("cache_type_v", cache_type_v)):
+        if kind not in CACHE_TYPES:
+            raise ArgumentError(f"{name}, expected one of {', '.join(CACHE_TYPES)}, got {kind!r}")
+    with GGUFFile.open(path) as file:
+        if not file.tensors:
+            raise GGUFError(f"{file.path}: holds a vocabulary and no tensors, so there is no model to run")
+        return Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v)
+
+
+class Model:
+    """A loaded model: its metadata, tensors, tokenizer and template, and sessions that run it.
+
+    Made by :func:`load`. One forward pass runs at a time; sessions may be used from several threads.
+    """
+
+    path: Path
+    metadata: Metadata
+    """GGUF metadata with overrides applied."""
+    tensors: dict[str, TensorInfo]
+    """The tensor table, by GGUF name."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        n_ctx: int | None,
+        n_threads: int | None,
+        overrides: Mapping[str, bool | int | float | str] | None,
+        cache_type_k: str,
+        cache_type_v: str,
+    ) -> None:
+        self.path = file.path
+        self.metadata = file.metadata.with_overrides(overrides)
+        self.tensors = file.tensors
+        self.engine = _core.make_engine(
+            [str(p) for p in file.paths],
+            [(t.name, t.type_id, t.shape, t.file_index, t.offset) for t in file.tensors.values()],
+            self.metadata.scalars(),
+            n_ctx or 0,
+            n_threads or 0,
+            cache_type_k,
+            cache_type_v,
+            "",
+        )
+        self._warn_about(overrides or {})
+
+    @property
+    def architecture(self) -> str:
+        """The GGUF architecture, such as ``"qwen2"``."""
+        return self.metadata.get_str("general.architecture")
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens the embedding and the output know."""
+        return self.engine.n_vocab
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the residual stream."""
+        return self.engine.n_embd
+
+    @property
+    def n_layer(self) -> int:
+        """Transformer layers."""
+        return self.engine.n_layer
+
+    @property
+    def n_head(self) -> int:
+        """Query heads."""
+        return self.engine.n_head
+
+    @property
+    def n_head_kv(self) -> int:
+        """Key and value heads."""
+        return self.engine.n_head_kv
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions a session can hold."""
+        return self.engine.n_ctx
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The context length the metadata gives."""
+        return self.engine.n_ctx_train
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute."""
+        return self.engine.n_threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set whose kernels run (forced by ``GRISTMILL_ISA``)."""
+        return self.engine.isa
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer, built on first use."""
+        from gristmill.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_gguf(self._reopened(), overrides=self.metadata.overrides)
+        if tokenizer.n_vocab > self.n_vocab:
+            raise GGUFError(
+                f"{self.path}: the vocabulary has {tokenizer.n_vocab} tokens, but token_embd.weight only "
+                f"{self.n_vocab} rows"
+            )
+        return tokenizer
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The file's chat template, or None where it has none."""
+        from gristmill.chat import ChatTemplate
+
+        source = self.metadata.get_str("tokenizer.chat_template", default=None)
+        if source is None:
+            return None
+        tokenizer = self.tokenizer
+
+        def text(token: int | None) -> str:
+            return "" if token is None else tokenizer.token_text(token)
+
+        return ChatTemplate(source, bos_token=text(tokenizer.bos_id), eos_token=text(tokenizer.eos_id))
+
+    def session(self) -> Session:
+        """A new, empty sequence with a KV cache of its own."""
+        return Session(self)
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
+        """Continue a prompt, piece by piece; see :func:`gristmill.generate.generate` for the options."""
+        from gristmill.generate import generate
+
+        return generate(self, prompt, **options)
+
+    def decode_batch(self, sessions: Sequence[Session], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """One token for each of several sessions in one pass over the weights.
+
+        Returns:
+            float32 ``[len(sessions), n_vocab]``: bit-identical to forwarding each session alone.
+        """
+        ids = _token_array(tokens)
+        logits: NDArray[np.float32] = _core.decode([s.core for s in sessions], ids)
+        for session, token in zip(sessions, ids.tolist(), strict=True):
+            session.tokens.append(token)
+        return logits
+
+    def _reopened(self) -> GGUFFile:
+        return GGUFFile.open(self.path)
+
+    def _warn_about(self, overrides: Mapping[str, object]) -> None:
+        def warn(message: str) -> None:
+            warnings.warn(f"{self.path.name}: {message}", GristmillWarning, stacklevel=5)
+
+        if overrides:
+            self.metadata.check_overrides(set(self.engine.keys_read))
+        unused = self.engine.unused_tensors
+        if unused:
+            some = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+            warn(f"{len(unused)} tensors are not used by {self.architecture}: {some}")
+        prefix = f"{self.architecture}.rope.scaling"
+        scaling = self.metadata.get_str(f"{prefix}.type", default=None)
+        if scaling == "yarn":
+            factor = self.metadata.get_float(f"{prefix}.factor", default=1.0)
+            own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+            given = self.metadata.get_float(f"{prefix}.attn_factor", default=1.0)
+            given *= self.metadata.get_float(f"{prefix}.yarn_attn_factor", default=1.0)
+            if own > 1.0 and abs(given - own) < 0.02:
+                warn(
+                    f"the attention factor {given:g} multiplies YaRN's own {own:.4f}, which makes {given * own:.4f}; "
+                    "leave it out to get YaRN as published"
+                )
+        elif self.n_ctx > self.n_ctx_train:
+            warn(
+                f"a context of {self.n_ctx} is longer than the {self.n_ctx_train} positions that the model knows; "
+                "text beyond them is likely to be poor"
+            )
+
+
+class Session:
+    """One sequence of tokens and its keys and values."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.core = _core.Session(model.engine)
+        self.tokens: list[int] = []
+        """The tokens whose keys and values the cache holds."""
+
+    @property
+    def n_past(self) -> int:
+        """Positions filled."""
+        return self.core.n_past
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions there are."""
+        return self.model.n_ctx
+
+    def forward(self, ids: Sequence[int] | NDArray[np.integer[Any]], all_logits: bool = False) -> NDArray[np.float32]:
+        """Append tokens to the sequence.
+
+        Long prompts run in several passes, so Ctrl-C takes effect between them; the session then holds the
+        positions that were done.
+
+        Args:
+            ids: Token ids, at least one.
+            all_logits: Whether every position's logits are wanted.
+
+        Returns:
+            float32 ``[n_vocab]``, the last position's logits, or ``[len(ids), n_vocab]`` with ``all_logits``.
+
+        Raises:
+            ContextFullError: The tokens do not fit; nothing was appended.
+            ArgumentError: No token, or one outside the vocabulary.
+            GGUFError: The file was cut while in use.
+            Error: The logits are not finite.
+        """
+        tokens = _token_array(ids)
+        if len(tokens) == 0:
+            raise ArgumentError("forward needs at least one token")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.n_vocab:
+            bad = tokens[(tokens < 0) | (tokens >= self.model.n_vocab)][0]
+            raise ArgumentError(f"token {bad} is outside the vocabulary of {self.model.n_vocab}")
+        if self.n_past + len(tokens) > self.n_ctx:
+            held = f" of which {self.n_past} are filled" if self.n_past else ""
+            raise ContextFullError(
+                f"{len(tokens)} tokens do not fit the context of {self.n_ctx}{held}; a larger n_ctx (--ctx-size) "
+                "would hold them"
+            )
+        step = self.model.engine.max_batch
+        rows = []
+        for first in range(0, len(tokens), step):
+            some = tokens[first : first + step]
+            logits = self.core.forward(some, all_logits)
+            self.tokens.extend(some.tolist())
+            rows.append(logits)
+        if all_logits:
+            return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        last: NDArray[np.float32] = rows[-1][0]
+        return last
+
+    def truncate(self, n: int) -> None:
+        """Keep the first ``n`` positions and forget the rest."""
+        self.core.truncate(n)
+        del self.tokens[n:]
+
+    def reuse_prefix(self, ids: Sequence[int]) -> int:
+        """Truncate to the longest prefix shared with ``ids``, and return its length.
+
+        At least one token of ``ids`` is left to forward, since its logits are not kept.
+        """
+        n = 0
+        for have, want in zip(self.tokens, ids, strict=False):
+            if have != want:
+                break
+            n += 1
+        n = min(n, len(ids) - 1)
+        self.truncate(max(n, 0))
+        return self.n_past
+
+
+def _token_array(ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ArgumentError(f"token ids, expected a flat sequence of integers, got {array.dtype} {array.shape}")
+    if array.size and (int(array.min()) < -(2**31) or int(array.max()) >= 2**31):
+        raise ArgumentError("token ids, expected 32-bit integers")
+    return np.ascontiguousarray(array, dtype=np.int32)
