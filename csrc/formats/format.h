@@ -54,7 +54,8 @@ enum class Kind {
 //   to_float(b, y)        float32 y[kBlockSize]; bit-equal to the gguf package's dequantization
 //   from_float(x, w, b)   finite x[kBlockSize] -> block; w: importance of each weight, >= 0, or nullptr.
 //                         Values beyond the format's range saturate
-//   kMaxRelativeError     bound on |from-to round trip error| / max |x| of a block, for tests
+//   kMaxRelativeError     bound on |from-to round trip error| / max |x| of a block, where w is nullptr and the halves
+//                         that the block comes to hold are normal numbers
 // and for Kind::kAffine:
 //   kGroup                weights that share a scale: 16 or 32
 //   kZero, kHasMin        the zero point (0 where kHasMin), whether min[] can be other than 0

@@ -18,7 +18,7 @@ struct IQ4_XS {
   static constexpr int kGroup = 32;
   static constexpr int kZero = 128;
   static constexpr bool kHasMin = false;
-  static constexpr float kMaxRelativeError = 0.16f;
+  static constexpr float kMaxRelativeError = 23.0f / 127;  // the search may clip by the codebook's last step
 
   struct [[gnu::packed]] Block {
     uint16_t d, scales_h;

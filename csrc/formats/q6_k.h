@@ -18,7 +18,7 @@ struct Q6_K {
   static constexpr int kGroup = 16;
   static constexpr int kZero = 32;
   static constexpr bool kHasMin = false;
-  static constexpr float kMaxRelativeError = 0.04f;
+  static constexpr float kMaxRelativeError = 1.0f / 32 + 0.004f;  // one step of the widest grid; codes of 8 bits
 
   struct [[gnu::packed]] Block {
     uint8_t ql[128];

@@ -1,6 +1,6 @@
 // Q8_0: 32 weights in 34 bytes, w = d * qs.
 //   bytes  0  1 | 2 .. 33
-//          d f16  qs[32] int8; from_float uses -127..127
+//          d f16  qs[32] int8; from_float uses -127..127 unless importance moves d
 #pragma once
 
 #include "formats/format.h"
@@ -29,15 +29,20 @@ struct Q8_0 {
     for (int i = 0; i < 32; ++i) y[i] = float(b.qs[i]) * d;
   }
 
-  // With 255 levels, moving the scale gains nothing that matters: importance is not used.
-  static inline void from_float(const float* x, const float* /*importance*/, Block& b) {
+  static inline void from_float(const float* x, const float* importance, Block& b) {
+    if (importance) {
+      uint8_t q[32];
+      b.d = fit_symmetric_block(x, importance, 128, q);
+      for (int i = 0; i < 32; ++i) b.qs[i] = int8_t(q[i] - 128);
+      return;
+    }
     float peak = 0.0f;
     for (int i = 0; i < 32; ++i) peak = larger(peak, magnitude(x[i]));
     const float d = saturate_half(peak / 127.0f), inverse = reciprocal(d);
     b.d = float_to_half(d);
     for (int i = 0; i < 32; ++i) {
-      const float v = x[i] * inverse;
-      b.qs[i] = int8_t(v < 0.0f ? -truncate(0.5f - v, 0, 127) : truncate(v + 0.5f, 0, 127));
+      const int level = truncate(magnitude(x[i]) * inverse + 0.5f, 0, 127);  // halves away from zero
+      b.qs[i] = int8_t(x[i] < 0.0f ? -level : level);
     }
   }
 

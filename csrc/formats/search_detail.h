@@ -1,6 +1,7 @@
 // Shared by the two search files: eight floats at a time, and a block brought to a range in which no sum can overflow.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -38,14 +39,17 @@ struct Prepared {
 
   Prepared(const float* weights, const float* importance, int n) {
     float peak = 0.0f;
-    for (int i = 0; i < n; ++i) peak = larger(peak, magnitude(weights[i]));
+    for (int i = 0; i < n; ++i) {
+      x[i] = clamp_level(weights[i], -FLT_MAX, FLT_MAX);
+      peak = larger(peak, magnitude(x[i]));
+    }
     is_zero = !(peak >= 0x1p-25f);
     if (is_zero) return;
     unit = std::ldexp(1.0, std::ilogb(peak) + 1);
     const double inverse = 1.0 / unit;
     float squares = 0.0f, most = 0.0f;
     for (int i = 0; i < n; ++i) {
-      x[i] = float(weights[i] * inverse);
+      x[i] = float(x[i] * inverse);
       squares += x[i] * x[i];
       if (importance) most = larger(most, importance[i]);
     }

@@ -129,7 +129,7 @@ void fit_super_block(const float* x, const float* importance, int size, int max_
   for (int round = 0; round < 3 && d != 0.0f; ++round) {
     const uint16_t bits = p.to_half(d);
     d = p.from_half(bits);
-    int8_t codes[16];
+    int8_t codes[16] = {};
     float error = 0.0f;
     double num = 0.0, den = 0.0;
     for (int g = 0; g < groups; ++g) {

@@ -1,0 +1,301 @@
+// Taking blocks apart in registers. For each format, Unpack<Format> turns kWeights consecutive weights of a row into
+//   u[c]  64 unsigned bytes each, in order        w = scale * (u - zero) + min, group by group
+//   s[c]  the scale of each 4 bytes, in 16 lanes: what vpdpbusd's sums are multiplied with
+// and add_minimum() adds the part that multiplies sums of activations (minima and zero points) to a row's sum.
+// A format without a specialization goes through its to_affine() (see FallbackUnpack in matmul.h).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/isa/avx512_vnni/activations.h"
+#include "formats/registry.h"
+
+namespace gristmill::cpu {
+namespace {
+
+template <class Format>
+struct Unpack;
+
+inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m512i load64(const void* p) { return _mm512_loadu_si512(p); }
+inline float half(uint16_t h) { return _cvtsh_ss(h); }
+
+// Two scales over the lanes of 64 weights in groups of 32.
+inline __m512 two_scales(float a, float b) { return _mm512_mask_mov_ps(_mm512_set1_ps(a), 0xff00, _mm512_set1_ps(b)); }
+
+// Nibbles of two 16-byte fields in the order low 16, high 16 of the first, then of the second.
+inline __m512i nibbles_2x16(const void* a, const void* b) {
+  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(a)), load16(b), 1);
+  const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), _mm512_castsi256_si512(both));
+  const __m512i shifted = _mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
+  return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+}
+
+// Nibbles of 32 bytes: 32 low ones, then 32 high ones.
+inline __m512i nibbles_32(const void* p) {
+  const __m256i bytes = load32(p);
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1);
+  return _mm512_and_si512(both, _mm512_set1_epi8(15));
+}
+
+// The same 32 bytes in both halves, shifted right by 2 j and 2 j + 2 bits: pairs of bits for 64 weights.
+inline __m512i bit_pairs_32(const void* p, int j) {
+  const __m512i twice = _mm512_broadcast_i64x4(load32(p));
+  const __m512i count = _mm512_add_epi64(_mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2), _mm512_set1_epi64(2 * j));
+  return _mm512_and_si512(_mm512_srlv_epi64(twice, count), _mm512_set1_epi8(3));
+}
+
+// Bit g of each of 32 bytes for the first 32 weights, bit g + 1 for the second, as a mask.
+inline __mmask64 bits_32(const void* p, int g) {
+  const __m512i select = _mm512_inserti64x4(_mm512_set1_epi8(char(1 << g)), _mm256_set1_epi8(char(2 << g)), 1);
+  return _mm512_test_epi8_mask(_mm512_broadcast_i64x4(load32(p)), select);
+}
+
+// Lanes of chunk c from eight scales of 32 weights, or sixteen of 16.
+inline __m512 lanes_of_8(__m256 scales, int c) {
+  const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi32(2 * c));
+  return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(scales));
+}
+inline __m512 lanes_of_16(__m512 scales, int c) {
+  const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * c));
+  return _mm512_permutexvar_ps(index, scales);
+}
+
+// sums of activations for the eight groups of 32, or sixteen of 16, of 256 weights
+inline __m256 sums_of_8(const ActivationChunk* x) {
+  return _mm256_setr_ps(x[0].sum32[0], x[0].sum32[1], x[1].sum32[0], x[1].sum32[1], x[2].sum32[0], x[2].sum32[1],
+                        x[3].sum32[0], x[3].sum32[1]);
+}
+inline __m512 sums_of_16(const ActivationChunk* x) {
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(x[0].sum16)), _mm_load_ps(x[1].sum16), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(x[2].sum16)), _mm_load_ps(x[3].sum16), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+// ---- blocks of 32, two at a time: a and b are the blocks, b == a where the row ends on an odd one ----
+
+// Shared by them: one scale a block, minimum or zero point as one float a block.
+template <class Format>
+struct UnpackPair {
+  static constexpr int kWeights = 64;
+  static constexpr int kChunks = 1;
+  using Block = typename Format::Block;
+
+  __m512i u[1];
+  __m512 s[1];
+  float minimum[2];
+
+  void set(float scale_a, float scale_b, float minimum_a, float minimum_b) {
+    s[0] = two_scales(scale_a, scale_b);
+    minimum[0] = minimum_a;
+    minimum[1] = minimum_b;
+  }
+  // Lane 0 and 1 of the row's sums take the two groups.
+  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const {
+    const __m128 m = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(minimum)));
+    const __m128 a = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x->sum32)));
+    return _mm512_fmadd_ps(_mm512_zextps128_ps512(m), _mm512_zextps128_ps512(a), sum);
+  }
+};
+
+template <>
+struct Unpack<formats::Q4_0> : UnpackPair<formats::Q4_0> {
+  Unpack(const Block* a, const Block* b) {
+    u[0] = nibbles_2x16(a->qs, b->qs);
+    const float da = half(a->d), db = half(b->d);
+    set(da, db, -8.0f * da, -8.0f * db);
+  }
+};
+
+template <>
+struct Unpack<formats::Q4_1> : UnpackPair<formats::Q4_1> {
+  Unpack(const Block* a, const Block* b) {
+    u[0] = nibbles_2x16(a->qs, b->qs);
+    set(half(a->d), half(b->d), half(a->m), half(b->m));
+  }
+};
+
+inline __mmask64 high_bits(const void* a, const void* b) {
+  uint32_t low, high;
+  std::memcpy(&low, a, 4);
+  std::memcpy(&high, b, 4);
+  return low | uint64_t(high) << 32;
+}
+
+template <>
+struct Unpack<formats::Q5_0> : UnpackPair<formats::Q5_0> {
+  Unpack(const Block* a, const Block* b) {
+    const __m512i low = nibbles_2x16(a->qs, b->qs);
+    u[0] = _mm512_mask_add_epi8(low, high_bits(a->qh, b->qh), low, _mm512_set1_epi8(16));
+    const float da = half(a->d), db = half(b->d);
+    set(da, db, -16.0f * da, -16.0f * db);
+  }
+};
+
+template <>
+struct Unpack<formats::Q5_1> : UnpackPair<formats::Q5_1> {
+  Unpack(const Block* a, const Block* b) {
+    const __m512i low = nibbles_2x16(a->qs, b->qs);
+    u[0] = _mm512_mask_add_epi8(low, high_bits(a->qh, b->qh), low, _mm512_set1_epi8(16));
+    set(half(a->d), half(b->d), half(a->m), half(b->m));
+  }
+};
+
+template <>
+struct Unpack<formats::Q8_0> : UnpackPair<formats::Q8_0> {
+  Unpack(const Block* a, const Block* b) {
+    const __m512i q = _mm512_inserti64x4(_mm512_castsi256_si512(load32(a->qs)), load32(b->qs), 1);
+    u[0] = _mm512_xor_si512(q, _mm512_set1_epi8(char(0x80)));  // + 128: vpdpbusd's weights are unsigned
+    const float da = half(a->d), db = half(b->d);
+    set(da, db, -128.0f * da, -128.0f * db);
+  }
+};
+
+inline __m512i iq4_levels(__m512i index) {
+  alignas(16) uint8_t levels[16];
+  for (int i = 0; i < 16; ++i) levels[i] = uint8_t(formats::iq4_level(i) + 128);
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(levels))), index);
+}
+
+template <>
+struct Unpack<formats::IQ4_NL> : UnpackPair<formats::IQ4_NL> {
+  Unpack(const Block* a, const Block* b) {
+    u[0] = iq4_levels(nibbles_2x16(a->qs, b->qs));
+    const float da = half(a->d), db = half(b->d);
+    set(da, db, -128.0f * da, -128.0f * db);
+  }
+};
+
+// ---- superblocks of 256 ----
+
+template <class Format>
+struct UnpackSuper {
+  static constexpr int kWeights = 256;
+  static constexpr int kChunks = 4;
+  using Block = typename Format::Block;
+  __m512i u[4];
+  __m512 s[4];
+};
+
+template <class Format>
+struct UnpackSuper8 : UnpackSuper<Format> {
+  __m256 minimum;
+  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const {
+    return _mm512_fmadd_ps(_mm512_zextps256_ps512(minimum), _mm512_zextps256_ps512(sums_of_8(x)), sum);
+  }
+};
+template <class Format>
+struct UnpackSuper16 : UnpackSuper<Format> {
+  __m512 minimum;
+  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const { return _mm512_fmadd_ps(minimum, sums_of_16(x), sum); }
+};
+
+// Q4_K's and Q5_K's twelve bytes (formats/k_scales.h): eight scales in the low half, eight minima in the high.
+inline __m128i k_scales(const uint8_t* bytes) {
+  uint32_t w[3];
+  std::memcpy(w, bytes, 12);
+  const uint32_t scale_low = w[0] & 0x3f3f3f3fu, min_low = w[1] & 0x3f3f3f3fu;
+  const uint32_t scale_high = (w[2] & 0x0f0f0f0fu) | ((w[0] >> 2) & 0x30303030u);
+  const uint32_t min_high = ((w[2] >> 4) & 0x0f0f0f0fu) | ((w[1] >> 2) & 0x30303030u);
+  return _mm_setr_epi32(int(scale_low), int(scale_high), int(min_low), int(min_high));
+}
+
+template <class Format>
+struct UnpackQ45K : UnpackSuper8<Format> {
+  explicit UnpackQ45K(const typename Format::Block* b) {
+    const __m512 both = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(k_scales(b->scales)));
+    const __m256 scale = _mm256_mul_ps(_mm512_castps512_ps256(both), _mm256_set1_ps(half(b->d)));
+    this->minimum = _mm256_mul_ps(_mm512_extractf32x8_ps(both, 1), _mm256_set1_ps(-half(b->dmin)));
+    for (int c = 0; c < 4; ++c) {
+      this->u[c] = nibbles_32(b->qs + 32 * c);
+      this->s[c] = lanes_of_8(scale, c);
+    }
+  }
+};
+
+template <>
+struct Unpack<formats::Q4_K> : UnpackQ45K<formats::Q4_K> {
+  Unpack(const Block* b, const Block*) : UnpackQ45K(b) {}
+};
+
+template <>
+struct Unpack<formats::Q5_K> : UnpackQ45K<formats::Q5_K> {
+  Unpack(const Block* b, const Block*) : UnpackQ45K(b) {
+    for (int c = 0; c < 4; ++c) u[c] = _mm512_mask_add_epi8(u[c], bits_32(b->qh, 2 * c), u[c], _mm512_set1_epi8(16));
+  }
+};
+
+template <>
+struct Unpack<formats::Q6_K> : UnpackSuper16<formats::Q6_K> {
+  Unpack(const Block* b, const Block*) {
+    const __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(b->scales))), _mm512_set1_ps(half(b->d)));
+    minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-32.0f));
+    for (int h = 0; h < 2; ++h) {
+      const __m512i low = load64(b->ql + 64 * h);
+      for (int k = 0; k < 2; ++k) {
+        const __m512i nibble = _mm512_and_si512(k ? _mm512_srli_epi16(low, 4) : low, _mm512_set1_epi8(15));
+        const __m512i high = _mm512_slli_epi16(bit_pairs_32(b->qh + 32 * h, 2 * k), 4);
+        u[2 * h + k] = _mm512_or_si512(nibble, high);
+      }
+    }
+    for (int c = 0; c < 4; ++c) s[c] = lanes_of_16(scale, c);
+  }
+};
+
+template <>
+struct Unpack<formats::Q3_K> : UnpackSuper16<formats::Q3_K> {
+  Unpack(const Block* b, const Block*) {
+    uint32_t w[3];
+    std::memcpy(w, b->scales, 12);
+    const __m128i low = _mm_setr_epi32(int(w[0] & 0x0f0f0f0fu), int(w[1] & 0x0f0f0f0fu), int((w[0] >> 4) & 0x0f0f0f0fu),
+                                       int((w[1] >> 4) & 0x0f0f0f0fu));
+    const __m128i high = _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(int(w[2])), _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
+    const __m128i code = _mm_or_si128(low, _mm_slli_epi16(high, 4));
+    const __m512i centred = _mm512_sub_epi32(_mm512_cvtepu8_epi32(code), _mm512_set1_epi32(32));
+    const __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(half(b->d)));
+    minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-4.0f));
+    for (int c = 0; c < 4; ++c) {
+      const __m512i pair = bit_pairs_32(b->qs + 32 * (c / 2), 2 * (c % 2));
+      u[c] = _mm512_mask_add_epi8(pair, bits_32(b->hmask, 2 * c), pair, _mm512_set1_epi8(4));
+      s[c] = lanes_of_16(scale, c);
+    }
+  }
+};
+
+template <>
+struct Unpack<formats::Q2_K> : UnpackSuper16<formats::Q2_K> {
+  Unpack(const Block* b, const Block*) {
+    const __m128i codes = load16(b->scales);
+    const __m128i low = _mm_and_si128(codes, _mm_set1_epi8(15)), high = _mm_and_si128(_mm_srli_epi16(codes, 4), _mm_set1_epi8(15));
+    const __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(low)), _mm512_set1_ps(half(b->d)));
+    minimum = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(high)), _mm512_set1_ps(-half(b->dmin)));
+    for (int c = 0; c < 4; ++c) {
+      u[c] = bit_pairs_32(b->qs + 32 * (c / 2), 2 * (c % 2));
+      s[c] = lanes_of_16(scale, c);
+    }
+  }
+};
+
+template <>
+struct Unpack<formats::IQ4_XS> : UnpackSuper8<formats::IQ4_XS> {
+  Unpack(const Block* b, const Block*) {
+    uint32_t low;
+    std::memcpy(&low, b->scales_l, 4);
+    const __m256i l = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(int(low)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)), _mm256_set1_epi32(15));
+    const __m256i h = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(b->scales_h), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)), _mm256_set1_epi32(3));
+    const __m256i code = _mm256_sub_epi32(_mm256_or_si256(l, _mm256_slli_epi32(h, 4)), _mm256_set1_epi32(32));
+    const __m256 scale = _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(half(b->d)));
+    minimum = _mm256_mul_ps(scale, _mm256_set1_ps(-128.0f));
+    for (int c = 0; c < 4; ++c) {
+      u[c] = iq4_levels(nibbles_2x16(b->qs + 32 * c, b->qs + 32 * c + 16));
+      s[c] = lanes_of_8(scale, c);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace gristmill::cpu

@@ -1,0 +1,49 @@
+// The vocabulary of generic/ with 16 float lanes.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace gristmill::cpu {
+namespace {
+
+struct Avx512Vec {
+  using T = __m512;
+  static constexpr int N = 16;
+  // Query groups and blocks whose sums fit the 32 registers beside what they are multiplied with.
+  static constexpr int kQueries = 4, kScoreBlocks = 4, kValueVectors = 4, kDotRows = 4, kGemmTokens = 14;
+
+  static T zero() { return _mm512_setzero_ps(); }
+  static T set(float x) { return _mm512_set1_ps(x); }
+  static T load(const float* p) { return _mm512_loadu_ps(p); }
+  static T load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store(float* p, T x) { _mm512_storeu_ps(p, x); }
+  static void store_n(float* p, T x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
+  static T add(T a, T b) { return _mm512_add_ps(a, b); }
+  static T sub(T a, T b) { return _mm512_sub_ps(a, b); }
+  static T mul(T a, T b) { return _mm512_mul_ps(a, b); }
+  static T div(T a, T b) { return _mm512_div_ps(a, b); }
+  static T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
+  static T max(T a, T b) { return _mm512_max_ps(a, b); }
+  static T min(T a, T b) { return _mm512_min_ps(a, b); }
+  static T round(T x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static T scale_pow2(T x, T n) { return _mm512_scalef_ps(x, n); }
+  static float sum(T x) { return _mm512_reduce_add_ps(x); }
+  static float maximum(T x) { return _mm512_reduce_max_ps(x); }
+  static T first_n(T x, int n) { return _mm512_maskz_mov_ps(first(n), x); }
+  static T from_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static T from_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
+  static T from_int8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+
+ private:
+  static __mmask16 first(int n) { return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1); }
+};
+
+}  // namespace
+}  // namespace gristmill::cpu
