@@ -215,7 +215,7 @@ def test_priority_sets_llama_cpps_niceness(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_priority_of_the_process() -> None:
-    """Lowering needs no privilege, so it can be seen; raising may fail, and then the answer comes all the same."""
+    """Lowering needs no privilege, so it can be seen; where raising fails, the answer comes all the same."""
     code = "import sys, os; sys.argv[1:] = ['run', '-m', 'x', '-p', 'hi', '-q', '--prio', '-1']\n"
     code += f"exec(open({FAKE!r}).read().replace('sys.exit(main())', 'main(); print(os.getpriority(0, 0))'))"
     before = os.getpriority(os.PRIO_PROCESS, 0)
@@ -230,7 +230,7 @@ def test_priority_of_the_process() -> None:
     )
 
 
-# Processes -----------------------------------------------------------------------------------------------------------
+# In processes of their own -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -272,10 +272,16 @@ def test_debug_shows_the_traceback() -> None:
 
 @pytest.mark.parametrize("args", [["--version"], ["--help"], ["run", "--help"]])
 def test_nothing_heavy_is_imported_to_say_who_we_are(args: list[str]) -> None:
-    code = (
-        "import sys\nfrom gristmill.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "print({'numpy', 'tokenizers', 'jinja2', 'rich', 'prompt_toolkit', 'gguf'} & set(sys.modules), file=sys.stderr)"
-    )
+    code = """
+import sys
+from gristmill.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"numpy", "tokenizers", "jinja2", "rich", "prompt_toolkit", "gguf"}
+print(heavy & set(sys.modules), file=sys.stderr)
+"""
     done = subprocess.run(
         [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True, timeout=60
     )
@@ -285,17 +291,25 @@ def test_nothing_heavy_is_imported_to_say_who_we_are(args: list[str]) -> None:
 
 def test_a_warning_is_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, FAKE, "run", "-m", "x", "-p", "hi", "-q"], capture_output=True, text=True, timeout=60,
-        check=True, stdin=subprocess.DEVNULL, env=ENVIRONMENT | {"FAKE_WARNING": "1"},
-    )  # fmt: skip
+        [sys.executable, FAKE, "run", "-m", "x", "-p", "hi", "-q"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        env=ENVIRONMENT | {"FAKE_WARNING": "1"},
+    )
     assert done.stderr == "gristmill: warning: something odd\n"
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback() -> None:
     process = subprocess.Popen(
-        [sys.executable, FAKE, "run", "-m", "x", "-p", "slowly"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=ENVIRONMENT,
-    )  # fmt: skip
+        [sys.executable, FAKE, "run", "-m", "x", "-p", "slowly"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
     assert process.stdout is not None
     assert process.stdout.read(4) == b"word"
     process.send_signal(signal.SIGINT)
@@ -308,9 +322,12 @@ def test_ctrl_c_ends_with_130_and_no_traceback() -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     process = subprocess.Popen(
-        [sys.executable, FAKE, "run", "-m", "x", "-p", "slowly"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=ENVIRONMENT,
-    )  # fmt: skip
+        [sys.executable, FAKE, "run", "-m", "x", "-p", "slowly"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
     assert process.stdout is not None
     process.stdout.read(4)
     process.stdout.close()
