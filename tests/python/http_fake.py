@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,6 +27,8 @@ class Behavior:
     delay: float = 0.0
     """Seconds between chunks of 4096 bytes."""
     wrong_range: bool = False
+    refuse: Callable[[str, dict[str, str]], bool] = lambda path, headers: False
+    """Whether to answer a request (path, headers in lower case) with 401."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """(path, headers in lower case) of every request."""
 
@@ -43,8 +45,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         b, path = self.behavior, self.path.partition("?")[0]
-        b.requests.append((path, {k.lower(): v for k, v in self.headers.items()}))
-        if path in b.redirects:
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        b.requests.append((path, headers))
+        if b.refuse(path, headers):
+            self._head(401, {"Content-Length": "0"})
+        elif path in b.redirects:
             self._head(302, {"Location": b.redirects[path], "Content-Length": "0"})
         elif b.statuses.get(path):
             self._head(b.statuses[path].pop(0), {"Content-Length": "0"})
@@ -52,6 +57,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b, b.files[path])
         else:
             self._head(404, {"Content-Length": "0"})
+
+    def do_HEAD(self) -> None:
+        data = self.behavior.files.get(self.path.partition("?")[0])
+        ranges = {"Accept-Ranges": "bytes"} if self.behavior.ranges else {}
+        self._head(404 if data is None else 200, {"Content-Length": str(len(data or b"")), **ranges})
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

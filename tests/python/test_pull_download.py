@@ -248,7 +248,7 @@ def test_messages_hold_no_credentials(server: tuple[str, Behavior], tmp_path: Pa
 def test_redirects_that_are_not_followed(server: tuple[str, Behavior], tmp_path: Path, target: str) -> None:
     url, behavior = server
     behavior.redirects = {"/loop": target}
-    with pytest.raises(DownloadError, match="not followed|redirects"):
+    with pytest.raises(DownloadError, match=r"not followed|redirects"):
         download(Source(url + "/loop"), tmp_path / "f", **NO_WAIT)
     assert names(tmp_path) == []
     assert len(behavior.requests) < 20
@@ -287,7 +287,7 @@ def test_full_disk_keeps_what_is_there(
             "open",
             lambda self, *a, **k: Full(real(self, *a, **k)) if a == ("ab",) else real(self, *a, **k),
         )
-        with pytest.raises(DownloadError, match="no room on the disk.*100000 bytes are kept"):
+        with pytest.raises(DownloadError, match=r"no room on the disk.*100000 bytes are kept"):
             download(Source(url + "/file"), tmp_path / "f", sha256=SHA256, **NO_WAIT)
     assert (tmp_path / "f.part").read_bytes() == DATA[:100_000]
     download(Source(url + "/file"), tmp_path / "f", sha256=SHA256)
