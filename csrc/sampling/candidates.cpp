@@ -106,9 +106,7 @@ std::optional<size_t> Candidates::find(int32_t token) const {
   return static_cast<size_t>(it - ids_.begin());
 }
 
-void Candidates::update_block(size_t block) {
-  block_max_[block] = max_of_block(logits_.data() + block * kBlock);
-}
+void Candidates::update_block(size_t block) { block_max_[block] = max_of_block(logits_.data() + block * kBlock); }
 
 void Candidates::set_logit(size_t i, float value) {
   if (!(value <= FLT_MAX)) {
@@ -211,6 +209,7 @@ void Candidates::keep_top(size_t k) {
 
 void Candidates::keep_prefix(std::span<const float> key, std::span<const float> mass, double target, Until until,
                              size_t at_least) {
+  at_least = std::max<size_t>(at_least, 1);
   const auto mass_of = [&](size_t i) { return mass.empty() ? 1.0 : static_cast<double>(mass[i]); };
   const auto done = [&](double total, size_t count) {
     return count >= at_least && (until == Until::kReached ? total >= target : total > target);
