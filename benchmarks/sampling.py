@@ -2,9 +2,9 @@
 
     python benchmarks/sampling.py [--n-vocab 152064] [--json result.json]
 
-"peaked" logits have a few clear favourites, as a model's mostly have; "flat" ones are plain Gaussian noise, of
-which top_p 0.95 keeps tens of thousands: the worst case for a truncation. Each figure is the best of several
-rounds, each round the mean over a few different vectors, so that no vector stays in the nearest cache.
+"peaked" logits have a few clear favourites, as a model's mostly have; "flat" ones are plain Gaussian noise,
+of which top_p 0.95 keeps tens of thousands: the worst case for a truncation. Each figure is the best of
+several rounds, each round the mean over a few different vectors, so that none stays in the nearest cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-
 from gristmill import (
     Greedy,
     GristmillWarning,

@@ -258,13 +258,17 @@ void Candidates::keep_prefix(std::span<const float> key, std::span<const float> 
     return keep(boundary_);
   }
   const uint32_t last = boundary_[taken - 1];
-  kept_.clear();
+  // Written always and counted by the condition: which candidates stay is as good as random, and a branch on it would
+  // often be predicted wrongly.
+  kept_.resize(std::max(kept_.size(), size_));
+  size_t n_kept = 0;
   for (size_t i = 0; i < size_; ++i) {
     const size_t bucket = bucket_of(key[i]);
     const uint32_t index = static_cast<uint32_t>(i);
-    if (bucket < cut_bucket || (bucket == cut_bucket && !before(last, index))) kept_.push_back(index);
+    kept_[n_kept] = index;
+    n_kept += bucket == cut_bucket ? !before(last, index) : bucket < cut_bucket;
   }
-  keep(kept_);
+  keep({kept_.data(), n_kept});
 }
 
 }  // namespace gristmill::sampling
