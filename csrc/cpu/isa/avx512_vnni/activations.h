@@ -5,8 +5,11 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+
+#include "cpu/generic/activation_scale.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -34,20 +37,22 @@ inline void quantize_activations(const float* x, int64_t n_cols, std::byte* out)
         return count >= 16 ? __mmask16(0xffff) : count <= 0 ? __mmask16(0) : __mmask16((1u << count) - 1);
       };
       const __m512 a = _mm512_maskz_loadu_ps(mask(n), x + at), b = _mm512_maskz_loadu_ps(mask(n - 16), x + at + 16);
-      const float max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_andnot_ps(sign, a), _mm512_andnot_ps(sign, b)));
-      const __m512 inverse = _mm512_set1_ps(max > 0.0f ? 16256.0f / max : 0.0f);
-      const float scale = max / 16256.0f;
+      // Magnitudes compared as integers: a NaN is larger than any number, becomes the scale, and is seen in every sum.
+      const __m512i peaks = _mm512_max_epu32(_mm512_castps_si512(_mm512_andnot_ps(sign, a)),
+                                             _mm512_castps_si512(_mm512_andnot_ps(sign, b)));
+      const auto [scale, inverse_scale] = activation_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(peaks)));
+      const __m512 inverse = _mm512_set1_ps(inverse_scale);
       const __m512i q[2] = {_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse))};
-      int sums[2];
+      float sums[2];
       for (int j = 0; j < 2; ++j) {
         const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q[j], _mm512_set1_epi32(64)), 7);
         const __m512i lo = _mm512_sub_epi32(q[j], _mm512_slli_epi32(hi, 7));
         _mm_store_si128(reinterpret_cast<__m128i*>(chunk->hi + 32 * half + 16 * j), _mm512_cvtepi32_epi8(hi));
         _mm_store_si128(reinterpret_cast<__m128i*>(chunk->lo + 32 * half + 16 * j), _mm512_cvtepi32_epi8(lo));
-        sums[j] = _mm512_reduce_add_epi32(q[j]);
-        chunk->sum16[2 * half + j] = scale * float(sums[j]);
+        sums[j] = float(_mm512_reduce_add_epi32(q[j]));
+        chunk->sum16[2 * half + j] = scale * sums[j];
       }
-      chunk->sum32[half] = scale * float(sums[0] + sums[1]);
+      chunk->sum32[half] = scale * (sums[0] + sums[1]);
       chunk->scale[half] = scale;
       _mm256_store_ps(chunk->lane_scale + 8 * half, _mm256_set1_ps(scale));
     }

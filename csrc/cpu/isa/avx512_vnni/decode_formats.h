@@ -1,8 +1,8 @@
 // Taking blocks apart in registers. For each format, Unpack<Format> turns kWeights consecutive weights of a row into
 //   u[c]  64 unsigned bytes each, in order        w = scale * (u - zero) + min, group by group
 //   s[c]  the scale of each 4 bytes, in 16 lanes: what vpdpbusd's sums are multiplied with
-// and add_minimum() adds the part that multiplies sums of activations (minima and zero points) to a row's sum.
-// A format without a specialization goes through its to_affine() (see FallbackUnpack in matmul.h).
+// and, for the part that multiplies sums of activations (minima and zero points), add_minimum() that adds it to a row's
+// sum, and store_minima() that writes one float a group.
 #pragma once
 
 #include <immintrin.h>
@@ -15,9 +15,6 @@
 
 namespace gristmill::cpu {
 namespace {
-
-template <class Format>
-struct Unpack;
 
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -76,6 +73,47 @@ inline __m512 sums_of_16(const ActivationChunk* x) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
+// A format without a specialization goes through its to_affine(); correct everywhere, fast nowhere.
+template <class Format>
+struct Unpack {
+  static constexpr int kWeights = Format::kBlockSize == 32 ? 64 : 256;
+  static constexpr int kChunks = kWeights / 64;
+  static constexpr int kGroups = kWeights / Format::kGroup;
+  static_assert(Format::kBlockSize == 32 || Format::kBlockSize == 256);
+  static_assert(Format::kGroup == 16 || Format::kGroup == 32);
+  using Block = typename Format::Block;
+
+  __m512i u[kChunks];
+  __m512 s[kChunks];
+  float minimum[kGroups];
+
+  Unpack(const Block* a, const Block* b) {
+    alignas(64) uint8_t q[kWeights];
+    alignas(64) float scale[kGroups], lanes[kWeights / 4];
+    Format::to_affine(*a, q, scale, minimum);
+    if constexpr (Format::kBlockSize == 32) Format::to_affine(*b, q + 32, scale + kGroups / 2, minimum + kGroups / 2);
+    for (int g = 0; g < kGroups; ++g) {
+      minimum[g] -= float(Format::kZero) * scale[g];
+      for (int i = 0; i < Format::kGroup / 4; ++i) lanes[g * (Format::kGroup / 4) + i] = scale[g];
+    }
+    for (int c = 0; c < kChunks; ++c) {
+      u[c] = load64(q + 64 * c);
+      s[c] = _mm512_load_ps(lanes + 16 * c);
+    }
+  }
+  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const {
+    constexpr int kInChunk = 64 / Format::kGroup;
+    float sums[16] = {}, minima[16] = {};
+    for (int g = 0; g < kGroups; ++g) {
+      const ActivationChunk& chunk = x[g / kInChunk];
+      sums[g] = Format::kGroup == 32 ? chunk.sum32[g % kInChunk] : chunk.sum16[g % kInChunk];
+      minima[g] = minimum[g];
+    }
+    return _mm512_fmadd_ps(_mm512_loadu_ps(minima), _mm512_loadu_ps(sums), sum);
+  }
+  void store_minima(float* out) const { std::memcpy(out, minimum, sizeof minimum); }
+};
+
 // ---- blocks of 32, two at a time: a and b are the blocks, b == a where the row ends on an odd one ----
 
 // Shared by them: one scale a block, minimum or zero point as one float a block.
@@ -100,6 +138,7 @@ struct UnpackPair {
     const __m128 a = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x->sum32)));
     return _mm512_fmadd_ps(_mm512_zextps128_ps512(m), _mm512_zextps128_ps512(a), sum);
   }
+  void store_minima(float* out) const { std::memcpy(out, minimum, sizeof minimum); }
 };
 
 template <>
@@ -187,11 +226,13 @@ struct UnpackSuper8 : UnpackSuper<Format> {
   __m512 add_minimum(const ActivationChunk* x, __m512 sum) const {
     return _mm512_fmadd_ps(_mm512_zextps256_ps512(minimum), _mm512_zextps256_ps512(sums_of_8(x)), sum);
   }
+  void store_minima(float* out) const { _mm256_storeu_ps(out, minimum); }
 };
 template <class Format>
 struct UnpackSuper16 : UnpackSuper<Format> {
   __m512 minimum;
   __m512 add_minimum(const ActivationChunk* x, __m512 sum) const { return _mm512_fmadd_ps(minimum, sums_of_16(x), sum); }
+  void store_minima(float* out) const { _mm512_storeu_ps(out, minimum); }
 };
 
 // Q4_K's and Q5_K's twelve bytes (formats/k_scales.h): eight scales in the low half, eight minima in the high.
