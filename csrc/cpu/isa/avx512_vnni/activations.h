@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace gristmill::cpu {
 namespace {
@@ -35,9 +36,14 @@ inline void quantize_activations(const float* x, int64_t n_cols, std::byte* out)
       };
       const __m512 a = _mm512_maskz_loadu_ps(mask(n), x + at), b = _mm512_maskz_loadu_ps(mask(n - 16), x + at + 16);
       const float max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_andnot_ps(sign, a), _mm512_andnot_ps(sign, b)));
-      const __m512 inverse = _mm512_set1_ps(max > 0.0f ? 16256.0f / max : 0.0f);
-      const float scale = max / 16256.0f;
-      const __m512i q[2] = {_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse))};
+      // Codes have no NaN, so the scale carries it: what is not finite must reach the logits and be seen there.
+      const bool finite = max <= std::numeric_limits<float>::max() && _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) == 0;
+      const __mmask16 keep = finite ? 0xffff : 0;
+      // Below 2^-114 the quotient would overflow; such a group counts as zero.
+      const __m512 inverse = _mm512_set1_ps(max > 0x1p-114f ? 16256.0f / max : 0.0f);
+      const float scale = finite ? max / 16256.0f : std::numeric_limits<float>::quiet_NaN();
+      const __m512i q[2] = {_mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, a, inverse)),
+                            _mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, b, inverse))};
       int sums[2];
       for (int j = 0; j < 2; ++j) {
         const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q[j], _mm512_set1_epi32(64)), 7);

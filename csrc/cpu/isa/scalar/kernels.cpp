@@ -2,6 +2,7 @@
 // a value with one scale per 32: integers are multiplied exactly, each group's sum is scaled once.
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "cpu/dispatch.h"
 #include "cpu/generic/attention.h"
@@ -19,6 +20,7 @@ struct ActivationGroup {
   int16_t q[32];
 };
 constexpr float kActivationMax = 16256.0f;
+constexpr float kActivationMin = 0x1p-114f;  // groups below it count as zero: kActivationMax / max would overflow
 
 int64_t activation_bytes(int64_t n_cols) { return (n_cols + 31) / 32 * int64_t(sizeof(ActivationGroup)); }
 
@@ -26,13 +28,18 @@ void quantize_activations(const float* x, int64_t n_cols, std::byte* out) {
   ActivationGroup* groups = reinterpret_cast<ActivationGroup*>(out);
   for (int64_t i = 0; i < n_cols; i += 32, x += 32, ++groups) {
     float max = 0.0f;
-    for (int j = 0; j < 32; ++j) max = std::max(max, std::fabs(x[j]));
-    const float inverse = max > 0.0f ? kActivationMax / max : 0.0f;
-    groups->scale = max / kActivationMax;
+    bool finite = true;
+    for (int j = 0; j < 32; ++j) {
+      max = std::max(max, std::fabs(x[j]));
+      finite &= std::isfinite(x[j]);
+    }
+    const float inverse = max > kActivationMin ? kActivationMax / max : 0.0f;
+    // Codes have no NaN, so the scale carries it: what is not finite must reach the logits and be seen there.
+    groups->scale = finite ? max / kActivationMax : std::numeric_limits<float>::quiet_NaN();
     for (int half = 0; half < 2; ++half) {
       int sum = 0;
       for (int j = 16 * half; j < 16 * half + 16; ++j) {
-        groups->q[j] = int16_t(std::lrint(x[j] * inverse));
+        groups->q[j] = finite ? int16_t(std::lrint(x[j] * inverse)) : int16_t(0);
         sum += groups->q[j];
       }
       groups->sum[half] = groups->scale * float(sum);
