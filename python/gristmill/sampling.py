@@ -235,7 +235,7 @@ class SamplerChain:
     @property
     def history(self) -> list[int]:
         """The accepted tokens, oldest first."""
-        tokens: list[int] = self._core.history().tolist()
+        tokens: list[int] = [int(token) for token in self._core.history()]
         return tokens
 
     def bind(self, tokenizer: BreakerTokenizer) -> SamplerChain:

@@ -70,7 +70,7 @@ class Guarded(ImmutableSandboxedEnvironment):
     def _generate(
         self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
     ) -> str:
-        guarded = Guards().visit(source)
+        guarded = Guards(self.meter.limits.nodes).visit(source)
         guarded.set_environment(self)
         return super()._generate(guarded, name, filename, defer_init)
 
@@ -98,6 +98,8 @@ class Guarded(ImmutableSandboxedEnvironment):
         if kind is str:
             self.meter.text(len(value))
             return str(value)
+        if isinstance(value, Undefined) and value._undefined_exception is SecurityError:
+            raise_undefined(value)
         size = self.meter.weigh(value)
         self.meter.memory(4 * size)  # \U0001F600 for a character of four bytes
         return str(value)
@@ -186,7 +188,7 @@ class Guarded(ImmutableSandboxedEnvironment):
             return getattr(obj, name)
         if kind is Namespace and not name.startswith("_"):
             return getattr(obj, name, _MISSING)
-        if hasattr(kind, name):
+        if name.startswith("__") or hasattr(kind, name):
             return self.unsafe_undefined(obj, name)
         return _MISSING
 

@@ -18,15 +18,17 @@ _CLOCK_EVERY = 256  # steps
 class Limits:
     """Limits of one rendering. ``steps`` count iterations, calls, comparisons and every 256 characters of
     text worked on, so they stop a template at the same point on every machine; ``seconds`` is a second
-    line. ``memory`` is the sum, in bytes, of all values made, kept or not; 16 times a chat's own size come on top.
+    line. ``memory`` is the sum, in bytes, of all values made, kept or not; 16 times a chat's own size come on
+    top.
     """
 
-    steps: int = 1_000_000
+    steps: int = 500_000
     seconds: float = 5.0
     memory: int = 128 << 20
     output: int = 16 << 20  # characters
     depth: int = 64  # macros and recursive loops within each other
-    source: int = 256 << 10  # characters of the template itself
+    source: int = 64 << 10  # characters of the template itself
+    nodes: int = 10_000  # of its syntax tree: compiling takes some 100 us for each
 
 
 class LimitExceeded(Exception):  # noqa: N818 - it names what happened
@@ -122,7 +124,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     another type, and nothing of the caller's, can be reached. Raises TypeError that says ``where``.
     """
     if depth > 64:
-        raise TypeError(f"{where} is nested too deeply")
+        raise TypeError(f"{where[:60]}... is nested too deeply")
     kind = type(value)
     if value is None or kind in (str, int, float, bool):
         return value

@@ -39,9 +39,15 @@ class GenerationTag(Extension):
 class Guards(NodeTransformer):
     """Replaces what can grow or take long by calls of the environment's methods of that purpose."""
 
+    def __init__(self, max_nodes: int) -> None:
+        self._nodes_left = max_nodes
+
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         if type(node).__name__ not in _ALLOWED:
             raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not supported", node.lineno)
+        self._nodes_left -= 1
+        if self._nodes_left < 0:
+            raise TemplateSyntaxError("the template is too large", node.lineno)
         return super().visit(node, *args, **kwargs)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
