@@ -41,7 +41,7 @@ def test_lines_from_a_pipe(
     second = f"[system:s][user:one][assistant:{answer}][user:two][assistant:"
     assert loaded[0].prompts == [first, second]
     out, err = capsys.readouterr()
-    assert out == answer + f"you said 'two' in {len(second)} characters"
+    assert out == f"{answer}\nyou said 'two' in {len(second)} characters\n"
     assert err.count("tok/s") == 4  # prefill and decode of two answers
 
 

@@ -40,6 +40,7 @@ class Chat:
         self._template = template
         self._system = system
         self.messages: list[dict[str, str]] = []
+        self._in_loop = False
         self.clear()
 
     def clear(self) -> None:
@@ -73,7 +74,10 @@ class Chat:
         show_prompt(self._args, self._speaker, rendered, ids)
         split = self._args.reasoning_format != "none"
         writer = output.AnswerWriter(
-            sys.stdout, None if self._args.quiet else sys.stderr, color=self._args.color
+            sys.stdout,
+            None if self._args.quiet else sys.stderr,
+            color=self._args.color,
+            end_line=self._in_loop,  # answers follow each other
         )
         return self._speaker.answer(ids, writer, split_reasoning=split)
 
@@ -87,6 +91,7 @@ class Chat:
         """Chats until the input ends; ``first`` is said before anything is read. Returns the exit status."""
         from gristmill.cli.run import report
 
+        self._in_loop = True
         terminal = sys.stdin.isatty()
         if terminal and not self._args.quiet:
             output.note("[chat: /help lists the commands, Ctrl-D ends]")
