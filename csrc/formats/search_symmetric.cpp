@@ -134,10 +134,20 @@ void fit_super_block(const float* x, const float* importance, int size, int max_
     double xl = 0.0, ll = 0.0;  // Moments of the whole block at the levels code * level
     for (int g = 0; g < groups; ++g) {
       const Group members = {p.x + g * size, p.share + g * size, size};
-      codes[g] = int8_t(nearest(scale[g] * reciprocal(d), -max_code - 1, max_code));
-      const float step = d * float(codes[g]);
-      error += error_of(members, step, codebook);
-      const Moments m = moments(members, reciprocal(step), codebook);
+      // Of the codes near its optimum the one with the least error: where one group is much larger than the others,
+      // their codes are small numbers and this is worth 1 %.
+      const int code = nearest(scale[g] * reciprocal(d), -max_code - 1, max_code);
+      float least_of_group = INFINITY;
+      for (int c = code - 1; c <= code + 1; ++c) {
+        if (c < -max_code - 1 || c > max_code) continue;
+        const float e = error_of(members, d * float(c), codebook);
+        if (e < least_of_group) {
+          least_of_group = e;
+          codes[g] = int8_t(c);
+        }
+      }
+      error += least_of_group;
+      const Moments m = moments(members, reciprocal(d * float(codes[g])), codebook);
       xl += double(codes[g]) * m.xl;
       ll += double(codes[g]) * codes[g] * m.ll;
     }

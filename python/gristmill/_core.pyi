@@ -7,7 +7,7 @@ import numpy
 from numpy.typing import NDArray
 
 
-def formats() -> list:
+def formats() -> list[tuple[str, int, int, int, str, float]]:
     """
     Every block format: (name, type_id, block_size, type_size, kind, max_relative_error).
     """

@@ -28,15 +28,15 @@ def strip_reasoning(text: str) -> str:
 class ReasoningSplitter:
     """Splits a stream of text into reasoning and content; a tag may be cut anywhere between pieces.
 
-    ``inside`` says that the prompt has opened ``<think>`` already (see :func:`opens_reasoning`). Tags and the
-    line breaks around them belong to neither part. Only the first block counts: later tags are content.
+    ``in_reasoning`` says that the prompt has opened ``<think>`` already (see :func:`opens_reasoning`). Tags
+    and the line breaks around them belong to neither part. Only the first block counts: later tags are content.
     """
 
-    def __init__(self, inside: bool = False) -> None:
-        self._kind: Kind = "reasoning" if inside else "content"
-        self._tag: str | None = CLOSE if inside else OPEN  # the tag looked for; None after the block
+    def __init__(self, in_reasoning: bool = False) -> None:
+        self._kind: Kind = "reasoning" if in_reasoning else "content"
+        self._tag: str | None = CLOSE if in_reasoning else OPEN  # the tag looked for; None after the block
         self._held = ""  # perhaps the beginning of a tag, or the line breaks in front of it
-        self._skip_breaks = inside  # right behind a tag
+        self._skip_breaks = in_reasoning  # right behind a tag
 
     def push(self, text: str) -> list[tuple[Kind, str]]:
         """The parts that are certain now, in order."""

@@ -52,7 +52,8 @@ class Tokenizer:
         self.eos_id = vocabulary.ids.get("eos")
         self.eot_id = vocabulary.eot_id
         self.eog_ids = vocabulary.eog_ids
-        self.add_bos = metadata.get_bool("tokenizer.ggml.add_bos_token", self._codec.add_bos)
+        silent = self._codec.add_bos and self.bos_id is not None
+        self.add_bos = metadata.get_bool("tokenizer.ggml.add_bos_token", silent)
         self.add_eos = metadata.get_bool("tokenizer.ggml.add_eos_token", False)
         for added, name, token in ((self.add_bos, "bos", self.bos_id), (self.add_eos, "eos", self.eos_id)):
             if added and token is None:

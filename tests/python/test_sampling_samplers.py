@@ -24,7 +24,7 @@ def floats(low: float, high: float) -> st.SearchStrategy[float]:
 
 
 MIN_KEEP = st.sampled_from([0, 0, 1, 2, 7])
-P = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), floats(0.0, 1.125))
+P = st.one_of(st.sampled_from([-1.0, 0.0, 0.5, 0.9, 1.0]), floats(0.0, 1.125))
 
 
 @st.composite

@@ -68,9 +68,9 @@ class Chat:
             self.messages, add_generation_prompt=True, **self._template_arguments()
         )
         tokenizer = self._speaker.model.tokenizer
-        ids = tokenizer.encode(rendered, add_special=True, parse_special=True)
-        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_id:
-            del ids[0]  # the template has written the token that the tokenizer adds
+        bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+        written = bool(bos) and rendered.startswith(bos)  # by the template, so there is none to add
+        ids = tokenizer.encode(rendered, add_special=not written, parse_special=True)
         show_prompt(self._args, self._speaker, rendered, ids)
         split = self._args.reasoning_format != "none"
         writer = output.AnswerWriter(

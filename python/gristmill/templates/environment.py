@@ -188,7 +188,7 @@ class Guarded(ImmutableSandboxedEnvironment):
             return getattr(obj, name)
         if kind is Namespace and not name.startswith("_"):
             return getattr(obj, name, _MISSING)
-        if hasattr(kind, name):
+        if name.startswith("__") or hasattr(kind, name):
             return self.unsafe_undefined(obj, name)
         return _MISSING
 

@@ -124,7 +124,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     another type, and nothing of the caller's, can be reached. Raises TypeError that says ``where``.
     """
     if depth > 64:
-        raise TypeError(f"{where} is nested too deeply")
+        raise TypeError(f"{where[:60]}... is nested too deeply")
     kind = type(value)
     if value is None or kind in (str, int, float, bool):
         return value
