@@ -62,6 +62,14 @@ def test_history_has_no_thinking(loaded: list[cli_fake.FakeModel], monkeypatch: 
     assert loaded[0].prompts[1] == "[user:think][assistant:thought about think][user:next][assistant:"
 
 
+def test_history_has_no_thinking_that_was_shown_raw_either(
+    loaded: list[cli_fake.FakeModel], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat(monkeypatch, "think\nnext\n", "--reasoning-format", "none")
+    assert capsys.readouterr().out.startswith("<think>hm</think>\n\nthought about think\n")
+    assert loaded[0].prompts[1] == "[user:think][assistant:thought about think][user:next][assistant:"
+
+
 def test_clear(
     loaded: list[cli_fake.FakeModel], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

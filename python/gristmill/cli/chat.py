@@ -54,15 +54,17 @@ class Chat:
         """
         self.messages.append({"role": "user", "content": text})
         try:
-            answer = self._answer()
+            answer, said = self._answer()
         except BaseException:
             self.messages.pop()
             raise
-        self.messages.append({"role": "assistant", "content": answer.text.strip("\n")})
+        self.messages.append({"role": "assistant", "content": said.strip("\n")})
         return answer
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> tuple[Answer, str]:
+        """The answer to the messages, and it without thinking."""
         from gristmill.cli.run import show_prompt
+        from gristmill.reasoning import OPEN, opens_reasoning, strip_reasoning
 
         rendered = self._template.render(
             self.messages, add_generation_prompt=True, **self._template_arguments()
@@ -79,7 +81,10 @@ class Chat:
             color=self._args.color,
             end_line=self._in_loop,  # answers follow each other
         )
-        return self._speaker.answer(ids, writer, split_reasoning=split)
+        answer = self._speaker.answer(ids, writer, split_reasoning=split)
+        if split:
+            return answer, answer.text
+        return answer, strip_reasoning(OPEN * opens_reasoning(rendered) + answer.text)
 
     def _template_arguments(self) -> dict[str, Any]:
         arguments = dict(self._args.chat_template_kwargs)
@@ -112,6 +117,8 @@ class Chat:
                 output.tell("error", f"{error} (/clear forgets the conversation, --ctx-size gives more room)")
             except Error as error:
                 output.tell("error", str(error))
+            except KeyboardInterrupt:
+                output.note("[stopped]")  # before the first token, or after the last one
             else:
                 report(self._args, self._speaker, answer)
                 if answer.finish_reason == "context_full":

@@ -127,7 +127,8 @@ def _formats(info: ModelInfo) -> list[tuple[str, str]]:
     return [
         (
             use.format,
-            f"{use.n_tensors} {'tensor' if use.n_tensors == 1 else 'tensors'}, {_parameters(use.n_parameters)} parameters, {size(use.n_bytes)}, "
+            f"{use.n_tensors} {'tensor' if use.n_tensors == 1 else 'tensors'}, "
+            f"{_parameters(use.n_parameters)} parameters, {size(use.n_bytes)}, "
             f"{8 * use.n_bytes / max(use.n_parameters, 1):.2f} bits each",
         )
         for use in info.formats

@@ -83,8 +83,8 @@ def use_color(choice: str, stream: TextIO) -> bool:
 class AnswerWriter:
     """Streams an answer: what the model says to standard output, what it thinks to standard error, dimmed.
 
-    ``thinking`` None hides thoughts. ``color`` is :func:`use_color`'s choice. An answer's last line is ended on a
-    terminal, and elsewhere if ``end_line`` says so; otherwise what is written is the answer to the byte.
+    ``thinking`` None hides thoughts. ``color`` is :func:`use_color`'s choice. An answer's last line is ended
+    on a terminal, and elsewhere if ``end_line`` says so; otherwise what is written is the answer to the byte.
     """
 
     def __init__(
