@@ -7,8 +7,11 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+
+#include "cpu/generic/activation_scale.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -40,13 +43,15 @@ inline __mmask16 first_lanes(int64_t n) {
 
 inline void quantize_activations(const float* x, int64_t n_cols, std::byte* out) {
   const int64_t padded = ActivationRow::chunks(n_cols) * 64;
-  __m512 top = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n_cols; i += 16)
-    // The new value is the second operand: where one is NaN, max keeps that one.
-    top = _mm512_max_ps(top, _mm512_abs_ps(_mm512_maskz_loadu_ps(first_lanes(n_cols - i), x + i)));
-  const float max = _mm512_reduce_max_ps(top);
-  const __m512 inverse = _mm512_set1_ps(max > 0.0f ? 16256.0f / max : 0.0f);
-  *reinterpret_cast<float*>(out) = max / 16256.0f;
+  // Magnitudes compared as integers: a NaN is larger than any number, becomes the scale, and is seen in every sum.
+  __m512i top = _mm512_setzero_si512();
+  for (int64_t i = 0; i < n_cols; i += 16) {
+    const __m512 v = _mm512_maskz_loadu_ps(first_lanes(n_cols - i), x + i);
+    top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(v)));
+  }
+  const ActivationScale s = activation_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(top)));
+  const __m512 inverse = _mm512_set1_ps(s.inverse);
+  *reinterpret_cast<float*>(out) = s.scale;
   const ActivationRow row = ActivationRow::at(out, n_cols);
   int8_t* planes = const_cast<int8_t*>(row.planes);
   float *sum16 = const_cast<float*>(row.sum16), *sum32 = const_cast<float*>(row.sum32);
