@@ -164,9 +164,9 @@ def llama_cpp_factory(program: Path | None) -> tuple[str, Callable[[Path, Task],
         return f"llama.cpp ({program.name})", lambda path, task: LlamaBench(program, path, task)
     try:
         import llama_cpp
-    except ImportError:
+    except ImportError as error:
         raise SystemExit(
-            "vs_llama_cpp: llama-cpp-python is not installed: "
+            f"vs_llama_cpp: llama-cpp-python cannot be imported ({error}): "
             'pip install ".[bench]", or give llama.cpp\'s own program with --llama-bench PATH'
         ) from None
     return f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", LlamaCppPython
@@ -253,12 +253,16 @@ def main() -> None:
     import gristmill
 
     peer, make_peer = llama_cpp_factory(args.llama_bench)
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"vs_llama_cpp: the machine is busy (load {load:.1f}); expect noise", file=sys.stderr)
     task = Task(args.prompt, args.decode, args.threads)
     rows = [row for path in args.files for row in compare(path, task, args.rounds, make_peer)]
     print_table(rows, peer)
     if args.json:
         result = {
             "machine": describe_machine(),
+            "load_before": load,
             "gristmill": gristmill.__version__,
             "peer": peer,
             "threads": args.threads,

@@ -70,7 +70,7 @@ void dequantize_rows(ConstBytes blocks, std::string_view type, Floats y) {
 }  // namespace
 
 void bind_formats(nb::module_& m) {
-  m.def("formats", &list_formats,
+  m.def("formats", &list_formats, nb::sig("def formats() -> list[tuple[str, int, int, int, str, float]]"),
         "Every block format: (name, type_id, block_size, type_size, kind, max_relative_error).");
   m.def("quantize_rows", &quantize_rows, nb::arg("x"), nb::arg("type"), nb::arg("importance").none(),
         nb::arg("blocks"));

@@ -106,9 +106,7 @@ std::optional<size_t> Candidates::find(int32_t token) const {
   return static_cast<size_t>(it - ids_.begin());
 }
 
-void Candidates::update_block(size_t block) {
-  block_max_[block] = max_of_block(logits_.data() + block * kBlock);
-}
+void Candidates::update_block(size_t block) { block_max_[block] = max_of_block(logits_.data() + block * kBlock); }
 
 void Candidates::set_logit(size_t i, float value) {
   if (!(value <= FLT_MAX)) {
@@ -211,6 +209,7 @@ void Candidates::keep_top(size_t k) {
 
 void Candidates::keep_prefix(std::span<const float> key, std::span<const float> mass, double target, Until until,
                              size_t at_least) {
+  at_least = std::max<size_t>(at_least, 1);
   const auto mass_of = [&](size_t i) { return mass.empty() ? 1.0 : static_cast<double>(mass[i]); };
   const auto done = [&](double total, size_t count) {
     return count >= at_least && (until == Until::kReached ? total >= target : total > target);
@@ -259,13 +258,17 @@ void Candidates::keep_prefix(std::span<const float> key, std::span<const float> 
     return keep(boundary_);
   }
   const uint32_t last = boundary_[taken - 1];
-  kept_.clear();
+  // Written always and counted by the condition: which candidates stay is as good as random, and a branch on it would
+  // often be predicted wrongly.
+  kept_.resize(std::max(kept_.size(), size_));
+  size_t n_kept = 0;
   for (size_t i = 0; i < size_; ++i) {
     const size_t bucket = bucket_of(key[i]);
     const uint32_t index = static_cast<uint32_t>(i);
-    if (bucket < cut_bucket || (bucket == cut_bucket && !before(last, index))) kept_.push_back(index);
+    kept_[n_kept] = index;
+    n_kept += bucket == cut_bucket ? !before(last, index) : bucket < cut_bucket;
   }
-  keep(kept_);
+  keep({kept_.data(), n_kept});
 }
 
 }  // namespace gristmill::sampling

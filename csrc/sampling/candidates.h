@@ -63,7 +63,8 @@ class Candidates {
   enum class Until { kReached, kPassed };
 
   // Orders candidates by ascending key (>= 0, not NaN), then by likelihood, and keeps the shortest prefix of at least
-  // `at_least` candidates whose masses add up to `target`. key and mass: [size()]; without masses each counts 1.
+  // `at_least` candidates, and of one, whose masses add up to `target`. key and mass: [size()]; without masses each
+  // counts 1.
   void keep_prefix(std::span<const float> key, std::span<const float> mass, double target, Until until,
                    size_t at_least);
 

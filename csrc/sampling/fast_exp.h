@@ -15,8 +15,8 @@ inline constexpr float kExpFloor = -87.0f;
 inline float exp_nonpositive(float x) {
   constexpr float kRound = 0x1.8p23f;  // adding it rounds a small float to an integer, kept in the low mantissa bits
   constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;  // kLn2High * n is exact for |n| < 2^8
-  // Clamping by integers (the order of positive floats is that of their bits) and masking by a sign: a compiler would turn
-  // comparisons of floats into branches, and then not vectorize.
+  // Clamping by integers (the order of positive floats is that of their bits) and masking by a sign: a compiler would
+  // turn comparisons of floats into branches, and then not vectorize.
   const int32_t magnitude = std::bit_cast<int32_t>(x) & 0x7fffffff;
   const int32_t floor = std::bit_cast<int32_t>(-kExpFloor);
   const float clamped = -std::bit_cast<float>(magnitude < floor ? magnitude : floor);

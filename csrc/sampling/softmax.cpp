@@ -52,11 +52,21 @@ void Softmax::compute(const Candidates& candidates) {
 
 // With p = w / total and ln w = logit - max: -sum p ln p = ln total - sum w (logit - max) / total.
 double Softmax::entropy(const Candidates& candidates) const {
-  const double max = candidates.max_logit();
-  double sum = 0;
-  for (size_t i = 0; i < size_; ++i) {
-    if (weights_[i] > 0) sum += weights_[i] * (candidates.logit(i) - max);
+  const float max = candidates.max_logit();
+  const std::span<const float> logits = candidates.logits();
+  // Clamped where the weight is zero, so that 0 * -inf does not become NaN.
+  const auto term = [&](size_t i) {
+    const float x = logits[i] - max;
+    return static_cast<double>(weights_[i]) * (x > kExpFloor ? x : kExpFloor);
+  };
+  double lanes[kLanes] = {};
+  size_t i = 0;
+  for (; i + kLanes <= size_; i += kLanes) {
+    for (size_t l = 0; l < kLanes; ++l) lanes[l] += term(i + l);
   }
+  for (; i < size_; ++i) lanes[0] += term(i);
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
   return std::log(total_) - sum / total_;
 }
 

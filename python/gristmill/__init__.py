@@ -26,8 +26,7 @@ from gristmill.errors import (
 if TYPE_CHECKING:
     from gristmill.chat import ChatTemplate, ReasoningSplitter, strip_reasoning
     from gristmill.generate import Generation, GenerationStats, Piece
-    from gristmill.gguf import GGUFFile
-    from gristmill.gguf_types import TensorInfo
+    from gristmill.gguf import GGUFFile, TensorInfo
     from gristmill.metadata import Metadata
     from gristmill.model import Model, Session, load
     from gristmill.quants import dequantize, formats, quantize
@@ -97,8 +96,7 @@ __all__ = [
 _HOME = {
     "chat": ("ChatTemplate", "ReasoningSplitter", "strip_reasoning"),
     "generate": ("Generation", "GenerationStats", "Piece"),
-    "gguf": ("GGUFFile",),
-    "gguf_types": ("TensorInfo",),
+    "gguf": ("GGUFFile", "TensorInfo"),
     "metadata": ("Metadata",),
     "model": ("Model", "Session", "load"),
     "quants": ("dequantize", "formats", "quantize"),

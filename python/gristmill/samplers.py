@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,11 +87,18 @@ class CustomSampler(Sampler):
         return copy.deepcopy(self)
 
     def _build(self) -> _core.Sampler:
+        # Weak, because the garbage collector does not see through the compiled chain: a sampler that refers
+        # to its chain would never be freed. The chain's Python side keeps the sampler alive.
+        weak = weakref.ref(self)
+
         def apply(logits: npt.NDArray[np.float32]) -> None:
+            sampler = weak()
+            assert sampler is not None
             # Typed as None, but a user who returns a new array has to learn that it would go nowhere.
-            result: object = self.apply(logits)
+            result: object = sampler.apply(logits)
             if result is not None:
-                raise ArgumentError(f"[{type(self).__name__}] apply changes logits in place and returns None")
+                name = type(sampler).__name__
+                raise ArgumentError(f"[{name}] apply changes logits in place and returns None")
 
         return _core.sampler_custom(apply)
 

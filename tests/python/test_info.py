@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from gristmill import ArgumentError, GGUFError
+from gristmill import ArgumentError, GGUFError, GristmillWarning
 from gristmill.gguf import GGUFFile
 from gristmill.info import FormatUse, MemoryInfo, ModelInfo, describe
 from hostile import ARRAY, BOOL, F32, I32, STRING, U32, Raw, kv, sound, tensor
@@ -91,6 +91,16 @@ def test_overrides_are_applied(path: Path) -> None:
     assert info.rope.attn_factor == 2.0
     with pytest.raises(ArgumentError, match="expected int"):
         described(path, raw, overrides={"qwen2.context_length": "x"})
+
+
+def test_mistyped_override_is_reported(path: Path) -> None:
+    """A key nobody knows gets a warning; one that only a forward pass reads gets none."""
+    raw = Raw(kvs=KVS, tensors=TENSORS, data=bytes(1904))
+    with pytest.warns(GristmillWarning, match=r"did you mean 'qwen2\.context_length'\?") as caught:
+        described(
+            path, raw, overrides={"qwen2.contextlength": 1, "qwen2.attention.layer_norm_rms_epsilon": 1e-5}
+        )
+    assert len(caught) == 1
 
 
 def test_truncated_file_is_described(path: Path) -> None:

@@ -19,9 +19,9 @@ from oracle.engine import Engine
 from oracle.forward import Oracle
 
 NAMES = [f.name for f in quants.formats()]
-# A quantized activation is off by up to half a step of 1/16256 of the largest of its 32: for normal values 4e-5
-# of their spread, and so is a product of them. Two layers and the head quantize nine times, among them the gated
-# values with their longer tails: 1.3e-4 together, and the largest of 12 000 logits is five deviations out. (8
+# A quantized activation is off by up to half a step of 1/16256 of the largest of its 32: for normal values
+# 4e-5 of their spread, and so is a product of them. Two layers and the head quantize nine times, among them
+# gated values with longer tails: 1.3e-4 together, and the largest of 12 000 logits is five deviations out. (8
 # bits would make it 0.1.) Float formats leave the rounding of float32 sums.
 BOUND = {"affine": 1.5e-3, "float": 2e-5}
 IDS = np.random.default_rng(7).integers(0, 320, 37)

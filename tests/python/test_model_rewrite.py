@@ -9,7 +9,7 @@ import gguf
 import gristmill
 import numpy as np
 import pytest
-from test_logits import BOUND, largest_error
+from test_logits import rms_error
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -62,10 +62,11 @@ def test_same_logits(pair: tuple[Any, Any]) -> None:
     ids = llama.tokenizer.encode(PROMPT, parse_special=True)
     assert qwen2.tokenizer.encode(PROMPT, parse_special=True) == ids
     reference = llama.session().forward(ids, all_logits=True).astype(np.float64)
-    error = largest_error(qwen2.session().forward(ids, all_logits=True), reference)
-    print(f"largest error {error:.1e}")
-    # The sums are the same but for the order within a head, which q and k share.
-    assert error < BOUND["affine"]
+    error = rms_error(qwen2.session().forward(ids, all_logits=True), reference)
+    print(f"difference {error:.1e} of the logits' root mean square")
+    # Products of q and k are summed in another order. What float32 makes of that tips some activations over
+    # to the next of their 15-bit steps, layer after layer, as test_logits has it.
+    assert error < 5e-4
 
 
 def greedy(model: Any, n_tokens: int) -> list[int]:
