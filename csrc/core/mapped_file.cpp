@@ -28,26 +28,33 @@ std::mutex g_mutex;
 const uintptr_t g_page = uintptr_t(sysconf(_SC_PAGESIZE));
 
 void on_sigbus(int signal, siginfo_t* info, void* context) {
+  const int error = errno;
   const uintptr_t address = reinterpret_cast<uintptr_t>(info->si_addr);
+  const bool faulted = info->si_code > 0;  // not sent by kill() or raise(), whose si_addr means nothing
   for (Slot& slot : g_slots) {
+    if (!faulted) break;
     const uintptr_t begin = slot.begin.load(std::memory_order_acquire);
     const uintptr_t end = slot.end.load(std::memory_order_acquire);
     if (begin == 0 || address < begin || address >= end) continue;
+    if (slot.begin.load(std::memory_order_acquire) != begin) continue;  // the slot changed hands: end is another's
     // From here to the end of the mapping, so that a kernel crossing a long missing tail faults once, not once a page.
     const uintptr_t page = address & ~(g_page - 1);
     void* zeros = mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     if (zeros == MAP_FAILED) break;
     slot.lost.store(true, std::memory_order_release);
+    errno = error;
     return;  // the read is tried again and finds zeros
   }
   // Not ours: whoever was there before decides.
   if (g_previous.sa_flags & SA_SIGINFO) {
     g_previous.sa_sigaction(signal, info, context);
-  } else if (g_previous.sa_handler != SIG_DFL && g_previous.sa_handler != SIG_IGN) {
+  } else if (g_previous.sa_handler == SIG_DFL || (g_previous.sa_handler == SIG_IGN && faulted)) {
+    // The default action, once this returns: a fault cannot be ignored, it would come again for ever.
+    ::signal(SIGBUS, SIG_DFL);
+    raise(SIGBUS);
+  } else if (g_previous.sa_handler != SIG_IGN) {
     g_previous.sa_handler(signal);
-  } else {
-    sigaction(SIGBUS, &g_previous, nullptr);  // the read faults again and the default action follows
   }
 }
 
@@ -77,7 +84,7 @@ int claim_slot(uintptr_t begin, uintptr_t end) {
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe is refused below, not waited for
   if (fd < 0) throw GGUFError(path + ": cannot be opened: " + std::strerror(errno));
   struct stat status = {};
   if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) || status.st_size <= 0) {
@@ -87,13 +94,17 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   size_ = uint64_t(status.st_size);
   void* map = mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
   const int error = errno;
-  ::close(fd);
-  if (map == MAP_FAILED) throw DeviceError(path + ": cannot be mapped: " + std::strerror(error));
+  if (map == MAP_FAILED) {
+    ::close(fd);
+    throw DeviceError(path + ": cannot be mapped: " + std::strerror(error));
+  }
+  fd_ = fd;
   data_ = static_cast<const std::byte*>(map);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(map);
   slot_ = claim_slot(begin, begin + (size_ + g_page - 1) / g_page * g_page);
   if (slot_ < 0) {
     munmap(map, size_);
+    ::close(fd);
     throw DeviceError(path + ": more than " + std::to_string(kSlots) + " files are mapped");
   }
   install_handler();
@@ -102,10 +113,14 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
 MappedFile::~MappedFile() {
   g_slots[slot_].begin.store(0, std::memory_order_release);
   munmap(const_cast<std::byte*>(data_), size_);
+  ::close(fd_);
 }
 
 void MappedFile::check() const {
-  if (g_slots[slot_].lost.load(std::memory_order_acquire))
+  // The size too: a cut inside the last page raises no signal, its bytes just turn to zeros.
+  struct stat status = {};
+  const bool shorter = fstat(fd_, &status) == 0 && uint64_t(status.st_size) < size_;
+  if (shorter || g_slots[slot_].lost.load(std::memory_order_acquire))
     throw GGUFError(path_ + ": the file was cut or became unreadable while it was in use; load it again");
 }
 

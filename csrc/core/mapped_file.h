@@ -20,14 +20,15 @@ class MappedFile {
   uint64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
-  // Throws GGUFError once a page could not be read: every result since then may hold zeros for weights.
+  // Throws GGUFError once a page could not be read, or when the file is shorter than it was: results since then may have
+  // been made from zeros in place of weights. Called after every pass.
   void check() const;
 
  private:
   std::string path_;
   const std::byte* data_ = nullptr;
   uint64_t size_ = 0;
-  int slot_ = -1;
+  int slot_ = -1, fd_ = -1;
 };
 
 }  // namespace gristmill

@@ -1,11 +1,14 @@
 #include "core/thread_pool.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <set>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #ifdef __linux__
 #include <sched.h>
@@ -27,12 +30,37 @@ inline void pause() {
 // About 30 microseconds: longer than the serial stretch between two kernels of a layer, shorter than anyone's battery.
 constexpr int kSpins = 1000;
 
+// How many forks lie between the first process and this one. Threads do not survive a fork; a pool that does finds here
+// that its workers are gone.
+std::atomic<uint32_t> g_forks{0};
+
+uint32_t count_forks() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { g_forks.fetch_add(1); });
+  static_cast<void>(registered);
+  return g_forks.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) {
+ThreadPool::ThreadPool(int n_threads) : process_(count_forks()) {
   if (n_threads < 1) throw ArgumentError("[threads] count, expected at least 1, got " + std::to_string(n_threads));
-  workers_.reserve(size_t(n_threads - 1));
-  for (int i = 1; i < n_threads; ++i) {
+  start_workers(n_threads - 1);
+}
+
+ThreadPool::~ThreadPool() {
+  if (process_ != g_forks.load(std::memory_order_relaxed)) {
+    abandon_workers();
+    return;
+  }
+  stop_.store(true);
+  wake_.fetch_add(1);
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::start_workers(int n) {
+  workers_.reserve(size_t(n));
+  for (int i = 0; i < n; ++i) {
     try {
       workers_.emplace_back([this] { work(); });
     } catch (const std::system_error&) {
@@ -41,11 +69,17 @@ ThreadPool::ThreadPool(int n_threads) {
   }
 }
 
-ThreadPool::~ThreadPool() {
-  stop_.store(true);
-  wake_.fetch_add(1);
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+// Handles of threads that another process runs can be neither joined nor destroyed: they are left where they are, and
+// workers_ is empty.
+void ThreadPool::abandon_workers() { new std::vector<std::thread>(std::move(workers_)); }
+
+void ThreadPool::restart_after_fork() {
+  const int n = int(workers_.size());
+  abandon_workers();
+  sleepers_.store(0);
+  failed_.store(false);
+  process_ = g_forks.load(std::memory_order_relaxed);
+  start_workers(n);
 }
 
 bool ThreadPool::run_one() {
@@ -54,9 +88,14 @@ bool ThreadPool::run_one() {
     const Function function = function_.load(std::memory_order_relaxed);
     const void* context = context_.load(std::memory_order_relaxed);
     const int task = int(uint32_t(claim));
-    if (task >= n_tasks_.load(std::memory_order_relaxed)) return false;
+    // Acquire: whoever sees a job's count here has seen the old job's word closed, so a claim on that word fails below.
+    if (task >= n_tasks_.load(std::memory_order_acquire)) return false;
     if (claim_.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-      function(context, task);
+      try {
+        function(context, task);
+      } catch (...) {
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+      }
       unfinished_.fetch_sub(1, std::memory_order_acq_rel);
       return true;
     }
@@ -64,6 +103,7 @@ bool ThreadPool::run_one() {
 }
 
 void ThreadPool::dispatch(int n_tasks, Function function, const void* context) {
+  if (process_ != g_forks.load(std::memory_order_relaxed)) restart_after_fork();
   // Close the old job's word before its fields change: between the two stores a swap on it must fail.
   const uint64_t job = (claim_.load(std::memory_order_relaxed) >> 32) + 1;
   n_tasks_.store(0, std::memory_order_relaxed);
@@ -71,7 +111,7 @@ void ThreadPool::dispatch(int n_tasks, Function function, const void* context) {
   function_.store(function, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
   unfinished_.store(n_tasks, std::memory_order_relaxed);
-  n_tasks_.store(n_tasks, std::memory_order_relaxed);
+  n_tasks_.store(n_tasks, std::memory_order_release);
   claim_.store((job + 1) << 32, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     wake_.fetch_add(1, std::memory_order_seq_cst);
@@ -85,6 +125,10 @@ void ThreadPool::dispatch(int n_tasks, Function function, const void* context) {
     } else {
       std::this_thread::yield();  // more threads than cores: let the one that holds a task run
     }
+  }
+  if (failed_.load(std::memory_order_relaxed)) {
+    failed_.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(error_, nullptr));
   }
 }
 

@@ -1,10 +1,11 @@
 // Threads for kernels: run(n, f) calls f(0) .. f(n - 1), each once, on the caller and the workers together.
 // Tasks are claimed one by one from an atomic word, so there is no lock and no system call while work keeps coming;
-// a worker with nothing to do spins for a moment, then sleeps. Tasks must not throw.
+// a worker with nothing to do spins for a moment, then sleeps.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -20,7 +21,9 @@ class ThreadPool {
 
   int n_threads() const { return int(workers_.size()) + 1; }
 
-  // One caller at a time. Returns when every task is done; what the tasks wrote is then visible to the caller.
+  // One caller at a time, and never from a task of the same pool. Returns when every task is done; what the tasks wrote
+  // is then visible to the caller. If tasks throw (work space that could not be had), the others still run, and then
+  // one of the exceptions is thrown here.
   template <class F>
   void run(int n_tasks, const F& f) {
     if (n_tasks <= 0) return;
@@ -34,6 +37,9 @@ class ThreadPool {
  private:
   using Function = void (*)(const void*, int);
   void dispatch(int n_tasks, Function function, const void* context);
+  void start_workers(int n);
+  void abandon_workers();
+  void restart_after_fork();
   void work();
   bool run_one();
 
@@ -44,10 +50,13 @@ class ThreadPool {
   std::atomic<Function> function_{nullptr};
   std::atomic<const void*> context_{nullptr};
   alignas(64) std::atomic<int> unfinished_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;  // written by the task that set failed_
   alignas(64) std::atomic<uint32_t> wake_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
+  uint32_t process_;  // number of forks between the first process and the one that started the workers
 };
 
 // Physical cores that this process may use: its affinity mask and its cgroup's CPU quota counted. At least 1.

@@ -33,8 +33,12 @@ float error_of(const Group& g, Line rounding, Line line) {
   return sum(error);
 }
 
-// The best line for the levels that `rounding` gives. K formats subtract their minimum, so it cannot be positive there.
-Line solve(const Group& g, Line rounding, bool allow_positive_min) {
+// What least squares needs of a group at the levels that `rounding` gives: sums of share times 1, x, q, q^2, q x.
+struct Sums {
+  float w, x, q, qq, qx;
+};
+
+Sums sums(const Group& g, Line rounding) {
   V8 w = {}, wx = {}, wq = {}, wqq = {}, wqx = {};
   for (int i = 0; i < g.n; i += 8) {
     const V8 q = round_to(g, i, rounding), x = load(g.x + i), share = load(g.share + i);
@@ -44,11 +48,16 @@ Line solve(const Group& g, Line rounding, bool allow_positive_min) {
     wqq += share * q * q;
     wqx += share * q * x;
   }
-  const float sw = sum(w), sx = sum(wx), sq = sum(wq), sqq = sum(wqq), sqx = sum(wqx);
-  const float determinant = sw * sqq - sq * sq;
+  return {sum(w), sum(wx), sum(wq), sum(wqq), sum(wqx)};
+}
+
+// The best line for the levels that `rounding` gives. K formats subtract their minimum, so it cannot be positive there.
+Line solve(const Group& g, Line rounding, bool allow_positive_min) {
+  const Sums s = sums(g, rounding);
+  const float determinant = s.w * s.qq - s.q * s.q;
   if (!(determinant > 0.0f)) return rounding;
-  const Line line = {(sw * sqx - sx * sq) / determinant, (sqq * sx - sq * sqx) / determinant};
-  if (line.min > 0.0f && !allow_positive_min) return {larger(0.0f, sqx / sqq), 0.0f};
+  const Line line = {(s.w * s.qx - s.x * s.q) / determinant, (s.qq * s.x - s.q * s.qx) / determinant};
+  if (line.min > 0.0f && !allow_positive_min) return {larger(0.0f, s.qx / s.qq), 0.0f};
   return line.scale > 0.0f ? line : rounding;
 }
 
@@ -148,22 +157,13 @@ void fit_affine_super_block(const float* x, const float* importance, AffineSpec 
           }
         }
       trial.error += least;
-      const Line line = {d * float(trial.scale[g]), -(dmin * float(trial.min[g]))};
-      V8 w = {}, wx = {}, wq = {}, wqq = {}, wqx = {};
-      for (int i = 0; i < spec.group; i += 8) {
-        const V8 q = round_to(members, i, line), v = load(members.x + i), share = load(members.share + i);
-        w += share;
-        wx += share * v;
-        wq += share * q;
-        wqq += share * q * q;
-        wqx += share * q * v;
-      }
+      const Sums at = sums(members, {d * float(trial.scale[g]), -(dmin * float(trial.min[g]))});
       const double s = trial.scale[g], m = trial.min[g];
-      uu += s * s * sum(wqq);
-      uv += s * m * sum(wq);
-      vv += m * m * sum(w);
-      ux += s * sum(wqx);
-      vx += m * sum(wx);
+      uu += s * s * at.qq;
+      uv += s * m * at.q;
+      vv += m * m * at.w;
+      ux += s * at.qx;
+      vx += m * at.x;
     }
     if (round == 0 || trial.error < best.error) best = trial;
     const double determinant = uu * vv - uv * uv;

@@ -131,30 +131,22 @@ void fit_super_block(const float* x, const float* importance, int size, int max_
     d = p.from_half(bits);
     int8_t codes[16] = {};
     float error = 0.0f;
-    double num = 0.0, den = 0.0;
+    double xl = 0.0, ll = 0.0;  // Moments of the whole block at the levels code * level
     for (int g = 0; g < groups; ++g) {
       const Group members = {p.x + g * size, p.share + g * size, size};
-      const int code = nearest(scale[g] * reciprocal(d), -max_code - 1, max_code);
-      float group_error = INFINITY;
-      for (int c = code - 1; c <= code + 1; ++c) {
-        if (c < -max_code - 1 || c > max_code) continue;
-        const float e = error_of(members, d * float(c), codebook);
-        if (e < group_error) {
-          group_error = e;
-          codes[g] = int8_t(c);
-        }
-      }
-      error += group_error;
-      const Moments m = moments(members, reciprocal(d * float(codes[g])), codebook);
-      num += double(codes[g]) * m.xl;
-      den += double(codes[g]) * codes[g] * m.ll;
+      codes[g] = int8_t(nearest(scale[g] * reciprocal(d), -max_code - 1, max_code));
+      const float step = d * float(codes[g]);
+      error += error_of(members, step, codebook);
+      const Moments m = moments(members, reciprocal(step), codebook);
+      xl += double(codes[g]) * m.xl;
+      ll += double(codes[g]) * codes[g] * m.ll;
     }
     if (error < least) {
       least = error;
       out.d = bits;
       std::memcpy(out.scale, codes, sizeof codes);
     }
-    d = den > 0.0 ? float(num / den) : 0.0f;
+    d = ll > 0.0 ? float(xl / ll) : 0.0f;
   }
 
   for (int i = 0; i < 256; ++i) {

@@ -1,26 +1,160 @@
-"""Types of the compiled part."""
+"""gristmill's compiled part: block formats, kernels, models, samplers."""
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
-def formats() -> list[tuple[str, int, int, int, str, float]]: ...
-def quantize_rows(
-    x: npt.NDArray[np.float32],
-    type: str,
-    importance: npt.NDArray[np.float32] | None,
-    blocks: npt.NDArray[np.uint8],
-) -> None: ...
-def matmul(
-    packed: npt.NDArray[np.uint8],
-    type_id: int,
-    n_cols: int,
-    x: npt.NDArray[np.float32],
-    isa: str = "",
-    mode: str = "auto",
-) -> npt.NDArray[np.float32]: ...
-def affine_rows(
-    packed: npt.NDArray[np.uint8], type_id: int, n_cols: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
-def dequantize_rows(blocks: npt.NDArray[np.uint8], type: str, y: npt.NDArray[np.float32]) -> None: ...
-def supported_isas() -> list[str]: ...
-def built_isas() -> list[str]: ...
+import numpy
+from numpy.typing import NDArray
+
+
+def formats() -> list:
+    """
+    Every block format: (name, type_id, block_size, type_size, kind, max_relative_error).
+    """
+
+def quantize_rows(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, importance: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
+
+def dequantize_rows(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
+
+def matmul(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], isa: str = '', mode: str = 'auto') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+    """x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m]."""
+
+def activation_group(isa: str) -> int:
+    """
+    How many activations share a scale in products with quantized weights; 0 for a whole row.
+    """
+
+def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int) -> tuple:
+    """
+    Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).
+    """
+
+def supported_isas() -> list[str]:
+    """Instruction sets that this machine can run, best first."""
+
+def built_isas() -> list[str]:
+    """Instruction sets that this build has, best first."""
+
+def default_thread_count() -> int:
+    """
+    Physical cores this process may use, affinity and cgroup quota counted.
+    """
+
+def supported_architectures() -> list[str]:
+    """GGUF architectures that this build runs."""
+
+class Engine:
+    """A model's weights on a device."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    @property
+    def n_embd(self) -> int: ...
+
+    @property
+    def n_layer(self) -> int: ...
+
+    @property
+    def n_head(self) -> int: ...
+
+    @property
+    def n_head_kv(self) -> int: ...
+
+    @property
+    def n_ctx_train(self) -> int: ...
+
+    @property
+    def rope_magnitude(self) -> float: ...
+
+    @property
+    def n_ctx(self) -> int: ...
+
+    @property
+    def n_threads(self) -> int: ...
+
+    @property
+    def max_batch(self) -> int: ...
+
+    @property
+    def isa(self) -> str: ...
+
+    @property
+    def keys_read(self) -> set[str]: ...
+
+    @property
+    def unused_tensors(self) -> list[str]: ...
+
+def make_engine(paths: Sequence[str], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str) -> Engine:
+    """
+    Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).
+    """
+
+class Session:
+    """One sequence: a KV cache of an engine."""
+
+    def __init__(self, engine: Engine) -> None: ...
+
+    @property
+    def n_past(self) -> int: ...
+
+    def truncate(self, n: int) -> None: ...
+
+    def forward(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], all_logits: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]: ...
+
+def decode(sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+    """One token for each session; float32 logits [len(sessions), n_vocab]."""
+
+class Sampler:
+    pass
+
+def sampler_top_k(arg: int, /) -> Sampler: ...
+
+def sampler_top_p(arg0: float, arg1: int, /) -> Sampler: ...
+
+def sampler_min_p(arg0: float, arg1: int, /) -> Sampler: ...
+
+def sampler_typical_p(arg0: float, arg1: int, /) -> Sampler: ...
+
+def sampler_top_n_sigma(arg: float, /) -> Sampler: ...
+
+def sampler_xtc(arg0: float, arg1: float, arg2: int, /) -> Sampler: ...
+
+def sampler_greedy() -> Sampler: ...
+
+def sampler_temperature(arg0: float, arg1: float, arg2: float, /) -> Sampler: ...
+
+def sampler_logit_bias(arg: Sequence[tuple[int, float]], /) -> Sampler: ...
+
+def sampler_penalties(arg0: int, arg1: float, arg2: float, arg3: float, /) -> Sampler: ...
+
+def sampler_dry(arg0: float, arg1: float, arg2: int, arg3: int, arg4: Sequence[tuple[int, Sequence[int]]], /) -> Sampler: ...
+
+def sampler_mirostat(arg0: float, arg1: float, /) -> Sampler: ...
+
+def sampler_mirostat_v2(arg0: float, arg1: float, /) -> Sampler: ...
+
+def sampler_custom(arg: Callable, /) -> Sampler: ...
+
+def dry_match_breaker(arg0: bytes, arg1: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], arg2: bytes, /) -> list[tuple[int, int]]: ...
+
+class Chain:
+    def __init__(self, arg0: Sequence[Sampler], arg1: int, /) -> None: ...
+
+    def sample(self, arg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], /) -> int: ...
+
+    def distribution(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], history: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None) -> tuple: ...
+
+    def accept(self, arg: int, /) -> None: ...
+
+    def accept_many(self, arg: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], /) -> None: ...
+
+    def expect_n_vocab(self, arg: int, /) -> None: ...
+
+    def reset(self, arg: int, /) -> None: ...
+
+    def replace(self, arg0: int, arg1: Sampler, /) -> None: ...
+
+    def clone(self) -> Chain: ...
+
+    def history(self) -> object: ...

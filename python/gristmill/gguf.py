@@ -81,7 +81,7 @@ class GGUFFile:
             raise file_error(
                 self.paths[first.file_index],
                 f"truncated: tensor {quoted(first.name)} ends at byte {first.end} "
-                f"but the file has {size} bytes; {missing} bytes are missing",
+                f"but the file has {size} bytes, {missing} too few",
             )
 
     def fileno(self, file_index: int = 0) -> int:

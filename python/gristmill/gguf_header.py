@@ -12,7 +12,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from gristmill.errors import GGUFError
 from gristmill.gguf_magic import check_magic
@@ -32,6 +32,8 @@ SIZE_LIMIT = (
 
 _MIN_KEY_VALUE_BYTES = 8 + 1 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
+# name, shape, type, type_id, offset from the start of the data (which is known after the last entry), n_bytes
+_Entry: TypeAlias = tuple[str, tuple[int, ...], str, int, int, int]
 _TENSOR_TAILS = tuple(struct.Struct(f"<{n_dims}QIQ") for n_dims in range(MAX_DIMS + 1))
 
 
@@ -93,11 +95,11 @@ def parse_header(path: Path, fd: int, file_size: int, file_index: int = 0) -> He
 def _read_entries(reader: HeaderReader, n_kv: int) -> dict[str, int]:
     entries: dict[str, int] = {}
     for i in range(n_kv):
-        reader.item = f"key {i + 1} of {n_kv}"
+        reader.what, reader.subject = f"key {i + 1} of {n_kv}", ""
         key = reader.name(MAX_KEY_BYTES)
         if key in entries:
             raise reader.error(f"key {quoted(key)} appears twice")
-        reader.item = f"key {quoted(key)}"
+        reader.what, reader.subject = "key", key
         entries[key] = reader.pos
         reader.skip_value(reader.u32())
     return entries
@@ -122,25 +124,23 @@ def _alignment(reader: HeaderReader, entries: dict[str, int]) -> int:
 def _read_tensors(
     reader: HeaderReader, n_tensors: int, alignment: int, file_index: int
 ) -> dict[str, TensorInfo]:
-    found: list[TensorInfo] = []  # offsets from the start of the data, which is known at the end only
+    found: list[_Entry] = []
     for i in range(n_tensors):
-        reader.item = f"tensor {i + 1} of {n_tensors}"
+        reader.what, reader.subject = f"tensor {i + 1} of {n_tensors}", ""
         name = reader.name(MAX_TENSOR_NAME_BYTES)
-        reader.item = f"tensor {quoted(name)}"
-        found.append(_read_tensor(reader, name, alignment, file_index))
-    start = -(-reader.pos // alignment) * alignment
+        reader.what, reader.subject = "tensor", name
+        found.append(_read_tensor(reader, name, alignment))
+    data_start = -(-reader.pos // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
-    for t in found:
-        if t.name in tensors:
-            raise reader.error(f"tensor {quoted(t.name)} appears twice")
-        tensors[t.name] = TensorInfo(
-            t.name, t.shape, t.type, t.type_id, start + t.offset, t.n_bytes, file_index
-        )
+    for name, shape, kind, type_id, offset, n_bytes in found:
+        if name in tensors:
+            raise reader.error(f"tensor {quoted(name)} appears twice")
+        tensors[name] = TensorInfo(name, shape, kind, type_id, data_start + offset, n_bytes, file_index)
     _check_overlap(reader, tensors)
     return tensors
 
 
-def _read_tensor(reader: HeaderReader, name: str, alignment: int, file_index: int) -> TensorInfo:
+def _read_tensor(reader: HeaderReader, name: str, alignment: int) -> _Entry:
     n_dims = reader.u32()
     if not 1 <= n_dims <= MAX_DIMS:
         raise reader.error(f"{reader.item} has {n_dims} dimensions, expected 1 to {MAX_DIMS}")
@@ -152,7 +152,7 @@ def _read_tensor(reader: HeaderReader, name: str, alignment: int, file_index: in
     kind = TENSOR_TYPES.get(type_id)
     if kind is None:
         raise _unknown_type(reader, type_id)
-    shape = tuple(reversed(ne))
+    shape = tuple(ne[::-1])
     n_elements = math.prod(ne)
     if n_elements == 0:
         raise reader.error(f"{reader.item} has no elements: shape {shape}")
@@ -166,7 +166,7 @@ def _read_tensor(reader: HeaderReader, name: str, alignment: int, file_index: in
         )
     if offset % alignment:
         raise reader.error(f"{reader.item} is misaligned: offset {offset} is not a multiple of {alignment}")
-    return TensorInfo(name, shape, kind.name, type_id, offset, n_bytes, file_index)
+    return name, shape, kind.name, type_id, offset, n_bytes
 
 
 def _unknown_type(reader: HeaderReader, type_id: int) -> GGUFError:

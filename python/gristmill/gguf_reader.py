@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gristmill.errors import GGUFError
 from gristmill.gguf_types import ARRAY, BOOL, STRING, VALUE_TYPES
-from gristmill.messages import file_error
+from gristmill.messages import file_error, quoted
 
 MAX_HEADER_BYTES = 1 << 28  # the largest vocabularies in use take some 20 MB
 MAX_ARRAY_DEPTH = 8
@@ -62,17 +62,26 @@ def _refuse_irregular(path: Path, mode: int) -> None:
 
 
 class HeaderReader:
-    """Reads a header front to back. ``pos`` is the next byte; ``item`` names what is read, for messages."""
+    """Reads a header front to back. ``pos`` is the next byte.
 
-    __slots__ = ("_fd", "data", "file_size", "item", "path", "pos")
+    ``what`` ("key", "tensor") and ``subject`` (its name, once read) say in messages what is being read.
+    """
+
+    __slots__ = ("_fd", "data", "file_size", "path", "pos", "subject", "what")
 
     def __init__(self, path: Path, fd: int, file_size: int) -> None:
         self.path = path
         self.file_size = file_size
         self.data = bytearray()
         self.pos = 0
-        self.item = "the header"
+        self.what = "the header"
+        self.subject = ""
         self._fd = fd
+
+    @property
+    def item(self) -> str:
+        """What is being read. Put together on demand: a header has 10^5 items and at most one error."""
+        return f"{self.what} {quoted(self.subject)}" if self.subject else self.what
 
     def error(self, what: str) -> GGUFError:
         return file_error(self.path, what)

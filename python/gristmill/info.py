@@ -10,7 +10,11 @@ from typing import Any
 
 from gristmill.errors import GGUFError
 from gristmill.gguf import GGUFFile
+from gristmill.messages import printable
 from gristmill.metadata import Metadata
+from gristmill.overrides import known_type
+
+MAX_TEXT = 200
 
 # Bytes of one cached element of K or V; q8_0 holds 32 in 34 bytes.
 KV_ELEMENT_BYTES: dict[str, Fraction] = {"f16": Fraction(2), "f32": Fraction(4), "q8_0": Fraction(34, 32)}
@@ -67,7 +71,7 @@ class MemoryInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Everything ``gristmill info`` shows. Numbers that the file lacks are None; sizes are in bytes.
+    """Everything ``gristmill info`` shows. What the file lacks is None; sizes are bytes; texts are printable.
 
     ``truncated`` is the error that loading would raise because the file is too short, or None.
     """
@@ -129,12 +133,12 @@ def describe(
         elements = n_ctx * n_head_kv_sum * (head_size_k + head_size_v)
         memory = MemoryInfo(n_ctx, weights, {t: int(elements * size) for t, size in KV_ELEMENT_BYTES.items()})
     template = metadata.get_str("tokenizer.chat_template", "")
-    return ModelInfo(
-        paths=[str(path) for path in file.paths],
+    info = ModelInfo(
+        paths=[printable(str(path)) for path in file.paths],
         file_bytes=sum(file.file_sizes),
         gguf_version=file.version,
-        architecture=metadata.get_str("general.architecture", None),
-        name=metadata.get_str("general.name", None),
+        architecture=_text(metadata, "general.architecture"),
+        name=_text(metadata, "general.name"),
         file_type=_file_type(metadata.get_int("general.file_type", None)),
         n_tensors=len(file.tensors),
         n_parameters=sum(use.n_parameters for use in formats),
@@ -164,6 +168,9 @@ def describe(
         memory=memory,
         truncated=_truncation(file),
     )
+    # An override may concern what is not described, such as an epsilon; a key nobody knows is a mistake.
+    metadata.check_overrides({key for key in metadata.overrides if known_type(key)})
+    return info
 
 
 class _ModelKeys:
@@ -180,7 +187,7 @@ class _ModelKeys:
         return self.metadata.get_float(self.prefix + key, None)
 
     def get_str(self, key: str) -> str | None:
-        return self.metadata.get_str(self.prefix + key, None)
+        return _text(self.metadata, self.prefix + key)
 
     def per_layer(self, key: str, n_layer: int | None) -> tuple[int | None, int]:
         """(largest, sum over layers) of a number held once or, by some architectures, once per layer."""
@@ -189,6 +196,12 @@ class _ModelKeys:
             return max(values), sum(values)
         value = self.get_int(key)
         return value, (value or 0) * (n_layer or 0)
+
+
+def _text(metadata: Metadata, key: str) -> str | None:
+    """A string that is safe to print: of one line, without control characters, of bounded length."""
+    value = metadata.get_str(key, None)
+    return None if value is None else printable(value, MAX_TEXT)
 
 
 def _formats(file: GGUFFile) -> list[FormatUse]:
@@ -221,8 +234,8 @@ def _n_vocab(file: GGUFFile, metadata: Metadata) -> int | None:
 def _tokenizer(metadata: Metadata) -> TokenizerInfo:
     prefix = "tokenizer.ggml."
     return TokenizerInfo(
-        model=metadata.get_str(prefix + "model", None),
-        pre=metadata.get_str(prefix + "pre", None),
+        model=_text(metadata, prefix + "model"),
+        pre=_text(metadata, prefix + "pre"),
         n_tokens=metadata.array_length(prefix + "tokens") or 0,
         bos_id=metadata.get_int(prefix + "bos_token_id", None),
         eos_id=metadata.get_int(prefix + "eos_token_id", None),

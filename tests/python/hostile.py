@@ -152,10 +152,7 @@ def with_tensors(*entries: bytes, data: int = 1 << 12) -> bytes:
 
 def nested(depth: int) -> bytes:
     """A key whose value is ``depth`` arrays within each other."""
-    inner = array(U8, [1])
-    for _ in range(depth - 1):
-        inner = u32(ARRAY) + u64(1) + inner
-    return string("deep") + u32(ARRAY) + inner
+    return string("deep") + u32(ARRAY) + (u32(ARRAY) + u64(1)) * (depth - 1) + array(U8, [1])
 
 
 def _changed(**changes: object) -> bytes:
@@ -266,7 +263,7 @@ def _hostile() -> dict[str, tuple[bytes, str]]:
         "offset-2^61": (with_tensors(tensor("t", offset=2**61)), "truncated: tensor 't' ends at byte"),
         "offset-wraps": (with_tensors(tensor("t", offset=2**64 - 256)), "too large"),
         "data-missing": (good[: len(header)], "truncated: tensor 'a.weight'"),
-        "data-1-byte-short": (good[:-1], "truncated: tensor 'b.weight' ends at byte .* 1 bytes are missing"),
+        "data-1-byte-short": (good[:-1], "truncated: tensor 'b.weight' ends at byte .* 1 too few"),
         # split files
         "split-name": (
             with_kv(kv("split.no", U16, 0), kv("split.count", U16, 3), kv("split.tensors.count", I32, 9)),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from gristmill import GGUFError
+from gristmill.cli import main
 from gristmill.gguf import GGUFFile
 from hostile import ARRAY, HOSTILE, STRING, U8, Raw, kv, sound, string, tensor, u32, u64
 
@@ -45,6 +46,22 @@ def test_is_refused_by_name(name: str, tmp_path: Path) -> None:
     assert peak < 4 * len(content) + (1 << 18)
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_command_line_says_it_in_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Promise 2: exit 1 and one line, the file named first; a file that merely lacks data is described."""
+    content, expected = HOSTILE[name]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    cut = expected.startswith("truncated: tensor")
+    assert main(["info", str(path)]) == (0 if cut else 1)
+    out, err = capsys.readouterr()
+    assert err.startswith(f"gristmill: {'warning' if cut else 'error'}: {path}: ")
+    assert err.count("\n") == 1
+    assert bool(out) is cut
+
+
 def test_every_truncation_of_a_sound_file_is_refused(tmp_path: Path) -> None:
     """Promises 2 and 5: cut at any byte, a file is refused; in its header, whatever check_extents says."""
     raw = sound()
@@ -67,8 +84,8 @@ def test_truncated_data_leaves_the_header_readable(tmp_path: Path) -> None:
         with pytest.raises(GGUFError) as caught:
             file.check_extents()
     assert str(caught.value) == (
-        f"{path}: truncated: tensor 'b.weight' ends at byte {end} but the file has {end - 100} bytes; "
-        "100 bytes are missing"
+        f"{path}: truncated: tensor 'b.weight' ends at byte {end} but the file has {end - 100} bytes, "
+        "100 too few"
     )
 
 
@@ -78,7 +95,7 @@ def test_extents_are_held_against_the_size_the_file_has_now(tmp_path: Path) -> N
     path.write_bytes(sound().build())
     with GGUFFile.open(path) as file:
         os.truncate(path, path.stat().st_size - 32)
-        with pytest.raises(GGUFError, match="32 bytes are missing"):
+        with pytest.raises(GGUFError, match="32 too few"):
             file.check_extents()
 
 
@@ -122,6 +139,17 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         assert "is a socket" in refusal(tmp_path / "s")
+
+
+def test_fifo_that_takes_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 1: a FIFO that appears between looking and opening is not waited for either."""
+    regular, fifo = tmp_path / "model.gguf", tmp_path / "fifo.gguf"
+    regular.write_bytes(sound().build())
+    os.mkfifo(fifo)
+    status = regular.stat()
+    monkeypatch.setattr(Path, "stat", lambda self: status)
+    with pytest.raises(GGUFError, match="is a FIFO"):
+        GGUFFile.open(fifo)
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_truncated_part_is_named(tmp_path: Path) -> None:
     paths[1].write_bytes(paths[1].read_bytes()[:-1])
     message = refusal(paths[0])
     assert message.startswith(f"{paths[1]}: truncated: tensor 'blk.1.weight'")
-    assert message.endswith("1 bytes are missing")
+    assert message.endswith("1 too few")
 
 
 def test_corrupt_part_is_named(tmp_path: Path) -> None:

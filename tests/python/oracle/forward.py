@@ -74,11 +74,10 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     n, n_head, size = q.shape
     group = n_head // k.shape[1]
     out = np.empty_like(q)
-    hidden = np.triu(np.ones((n, n), bool), 1)
+    causal = np.triu(np.full((n, n), -np.inf, q.dtype), 1)
     for h in range(n_head):
-        scores = q[:, h] @ k[:, h // group].T / np.asarray(np.sqrt(size), q.dtype)
-        scores[hidden] = -np.inf
-        out[:, h] = softmax(scores) @ v[:, h // group]
+        scores = (q[:, h] / np.asarray(np.sqrt(size), q.dtype)) @ k[:, h // group].T
+        out[:, h] = softmax(scores + causal) @ v[:, h // group]
     return out
 
 
@@ -126,7 +125,7 @@ class Oracle:
     def tensor(self, name: str) -> Array:
         """The tensor dequantized, [rows, columns] or [columns]."""
         found = self._tensors[name]
-        return gguf.dequantize(found.data, found.tensor_type).astype(self.dtype)
+        return gguf.dequantize(np.asarray(found.data), found.tensor_type).astype(self.dtype)
 
     def _linear(self, x: Array, name: str) -> Array:
         y = x @ self.tensor(f"{name}.weight").T

@@ -1,6 +1,8 @@
-// Activations as two int8 planes: x = scale * (128 hi + lo), one scale per 32, |128 hi + lo| <= 16256, so 15 bits a
-// value. vpdpbusd multiplies both planes with the same weight register; a shift by 7 joins the sums exactly.
-// A chunk is 64 values; a row is padded to whole chunks with zeros.
+// Activations as two int8 planes with one scale a row: x = scale * (128 hi + lo), |128 hi + lo| <= 16256. vpdpbusd
+// multiplies both planes with the same weight register; a shift by 7 joins the sums exactly. Fifteen bits of the row's
+// largest value are enough that one scale serves the whole row (docs/performance.md has the divergences), so that the
+// inner loops know no activation scale at all.
+//   [64 bytes: scale] [n chunks of 64 hi, 64 lo] [sums of each 16] [sums of each 32]      n_cols padded to 64 with zeros
 #pragma once
 
 #include <immintrin.h>
@@ -14,48 +16,55 @@
 namespace gristmill::cpu {
 namespace {
 
-struct alignas(64) ActivationChunk {
-  int8_t hi[64], lo[64];
-  float lane_scale[16];  // scale of the first 32 in lanes 0-7, of the second in 8-15: as vpdpbusd's lanes lie
-  float sum16[4];        // scale * sum of (128 hi + lo), for each 16
-  float sum32[2];        // likewise for each 32
-  float scale[2];
-  float unused[8];
-};
-static_assert(sizeof(ActivationChunk) == 256);
+struct ActivationRow {
+  float scale;
+  const int8_t* planes;  // chunk c: hi at 128 c, lo at 128 c + 64
+  const float* sum16;    // sums of 128 hi + lo, exact in float32
+  const float* sum32;
 
-inline int64_t activation_bytes(int64_t n_cols) { return (n_cols + 63) / 64 * int64_t(sizeof(ActivationChunk)); }
+  static int64_t chunks(int64_t n_cols) { return (n_cols + 63) / 64; }
+  static int64_t bytes(int64_t n_cols) {
+    const int64_t n = chunks(n_cols);
+    return (64 + n * (128 + 4 * 4 + 2 * 4) + 63) / 64 * 64 + 64;  // one line more: sums are read 16 at a time
+  }
+  static ActivationRow at(const std::byte* p, int64_t n_cols) {
+    const int64_t n = chunks(n_cols);
+    const std::byte* sums = p + 64 + 128 * n;
+    return {*reinterpret_cast<const float*>(p), reinterpret_cast<const int8_t*>(p + 64),
+            reinterpret_cast<const float*>(sums), reinterpret_cast<const float*>(sums + 16 * n)};
+  }
+};
+
+inline int64_t activation_bytes(int64_t n_cols) { return ActivationRow::bytes(n_cols); }
+
+inline __mmask16 first_lanes(int64_t n) {
+  return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1);
+}
 
 inline void quantize_activations(const float* x, int64_t n_cols, std::byte* out) {
-  ActivationChunk* chunk = reinterpret_cast<ActivationChunk*>(out);
-  const __m512 sign = _mm512_set1_ps(-0.0f);
-  for (int64_t i = 0; i < n_cols; i += 64, ++chunk) {
-    for (int half = 0; half < 2; ++half) {
-      const int64_t at = i + 32 * half;
-      const int n = int(n_cols - at);
-      const auto mask = [](int count) {
-        return count >= 16 ? __mmask16(0xffff) : count <= 0 ? __mmask16(0) : __mmask16((1u << count) - 1);
-      };
-      const __m512 a = _mm512_maskz_loadu_ps(mask(n), x + at), b = _mm512_maskz_loadu_ps(mask(n - 16), x + at + 16);
-      // Magnitudes compared as integers: a NaN is larger than any number, becomes the scale, and is seen in every sum.
-      const __m512i peaks = _mm512_max_epu32(_mm512_castps_si512(_mm512_andnot_ps(sign, a)),
-                                             _mm512_castps_si512(_mm512_andnot_ps(sign, b)));
-      const auto [scale, inverse_scale] = activation_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(peaks)));
-      const __m512 inverse = _mm512_set1_ps(inverse_scale);
-      const __m512i q[2] = {_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse))};
-      float sums[2];
-      for (int j = 0; j < 2; ++j) {
-        const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q[j], _mm512_set1_epi32(64)), 7);
-        const __m512i lo = _mm512_sub_epi32(q[j], _mm512_slli_epi32(hi, 7));
-        _mm_store_si128(reinterpret_cast<__m128i*>(chunk->hi + 32 * half + 16 * j), _mm512_cvtepi32_epi8(hi));
-        _mm_store_si128(reinterpret_cast<__m128i*>(chunk->lo + 32 * half + 16 * j), _mm512_cvtepi32_epi8(lo));
-        sums[j] = float(_mm512_reduce_add_epi32(q[j]));
-        chunk->sum16[2 * half + j] = scale * sums[j];
-      }
-      chunk->sum32[half] = scale * (sums[0] + sums[1]);
-      chunk->scale[half] = scale;
-      _mm256_store_ps(chunk->lane_scale + 8 * half, _mm256_set1_ps(scale));
-    }
+  const int64_t padded = ActivationRow::chunks(n_cols) * 64;
+  // Magnitudes compared as integers: a NaN is larger than any number, becomes the scale, and is seen in every sum.
+  __m512i top = _mm512_setzero_si512();
+  for (int64_t i = 0; i < n_cols; i += 16) {
+    const __m512 v = _mm512_maskz_loadu_ps(first_lanes(n_cols - i), x + i);
+    top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(v)));
+  }
+  const ActivationScale chosen = activation_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(top)));
+  const __m512 inverse = _mm512_set1_ps(chosen.inverse);
+  *reinterpret_cast<float*>(out) = chosen.scale;
+  const ActivationRow row = ActivationRow::at(out, n_cols);
+  int8_t* planes = const_cast<int8_t*>(row.planes);
+  float *sum16 = const_cast<float*>(row.sum16), *sum32 = const_cast<float*>(row.sum32);
+  for (int64_t i = 0; i < padded; i += 16) {
+    const __m512 v = _mm512_maskz_loadu_ps(first_lanes(n_cols - i), x + i);
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse));
+    const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
+    const __m512i lo = _mm512_sub_epi32(q, _mm512_slli_epi32(hi, 7));
+    int8_t* at = planes + i / 64 * 128 + i % 64;
+    _mm_store_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(hi));
+    _mm_store_si128(reinterpret_cast<__m128i*>(at + 64), _mm512_cvtepi32_epi8(lo));
+    sum16[i / 16] = float(_mm512_reduce_add_epi32(q));
+    if (i / 16 % 2 == 1) sum32[i / 32] = sum16[i / 16 - 1] + sum16[i / 16];
   }
 }
 

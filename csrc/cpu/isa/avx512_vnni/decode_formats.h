@@ -1,8 +1,9 @@
 // Taking blocks apart in registers. For each format, Unpack<Format> turns kWeights consecutive weights of a row into
-//   u[c]  64 unsigned bytes each, in order        w = scale * (u - zero) + min, group by group
+//   u[c]  64 unsigned bytes each                  w = scale * (u - zero) + min, group by group
 //   s[c]  the scale of each 4 bytes, in 16 lanes: what vpdpbusd's sums are multiplied with
 // and, for the part that multiplies sums of activations (minima and zero points), add_minimum() that adds it to a row's
 // sum, and store_minima() that writes one float a group.
+// Where taking the bytes in another order is cheaper, arrange() puts registers of activations, or back, into it.
 #pragma once
 
 #include <immintrin.h>
@@ -32,13 +33,6 @@ inline __m512i nibbles_2x16(const void* a, const void* b) {
   return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
 }
 
-// Nibbles of 32 bytes: 32 low ones, then 32 high ones.
-inline __m512i nibbles_32(const void* p) {
-  const __m256i bytes = load32(p);
-  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1);
-  return _mm512_and_si512(both, _mm512_set1_epi8(15));
-}
-
 // The same 32 bytes in both halves, shifted right by 2 j and 2 j + 2 bits: pairs of bits for 64 weights.
 inline __m512i bit_pairs_32(const void* p, int j) {
   const __m512i twice = _mm512_broadcast_i64x4(load32(p));
@@ -46,9 +40,9 @@ inline __m512i bit_pairs_32(const void* p, int j) {
   return _mm512_and_si512(_mm512_srlv_epi64(twice, count), _mm512_set1_epi8(3));
 }
 
-// Bit g of each of 32 bytes for the first 32 weights, bit g + 1 for the second, as a mask.
-inline __mmask64 bits_32(const void* p, int g) {
-  const __m512i select = _mm512_inserti64x4(_mm512_set1_epi8(char(1 << g)), _mm256_set1_epi8(char(2 << g)), 1);
+// Bit g of each of 32 bytes for the first 32 weights, bit h for the second, as a mask.
+inline __mmask64 bits_32(const void* p, int g, int h) {
+  const __m512i select = _mm512_inserti64x4(_mm512_set1_epi8(char(1 << g)), _mm256_set1_epi8(char(1 << h)), 1);
   return _mm512_test_epi8_mask(_mm512_broadcast_i64x4(load32(p)), select);
 }
 
@@ -57,20 +51,14 @@ inline __m512 lanes_of_8(__m256 scales, int c) {
   const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi32(2 * c));
   return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(scales));
 }
+// Groups g and g + 2, as Q4_K's nibbles pair them.
+inline __m512 paired_lanes_of_8(__m256 scales, int g) {
+  const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2), _mm512_set1_epi32(g));
+  return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(scales));
+}
 inline __m512 lanes_of_16(__m512 scales, int c) {
   const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * c));
   return _mm512_permutexvar_ps(index, scales);
-}
-
-// sums of activations for the eight groups of 32, or sixteen of 16, of 256 weights
-inline __m256 sums_of_8(const ActivationChunk* x) {
-  return _mm256_setr_ps(x[0].sum32[0], x[0].sum32[1], x[1].sum32[0], x[1].sum32[1], x[2].sum32[0], x[2].sum32[1],
-                        x[3].sum32[0], x[3].sum32[1]);
-}
-inline __m512 sums_of_16(const ActivationChunk* x) {
-  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(x[0].sum16)), _mm_load_ps(x[1].sum16), 1);
-  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(x[2].sum16)), _mm_load_ps(x[3].sum16), 1);
-  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
 // A format without a specialization goes through its to_affine(); correct everywhere, fast nowhere.
@@ -85,11 +73,12 @@ struct Unpack {
 
   __m512i u[kChunks];
   __m512 s[kChunks];
-  float minimum[kGroups];
+  float minimum[16] = {};
+  static void arrange(__m512i (&)[kChunks]) {}
 
   Unpack(const Block* a, const Block* b) {
-    alignas(64) uint8_t q[kWeights];
-    alignas(64) float scale[kGroups], lanes[kWeights / 4];
+    uint8_t q[kWeights];
+    float scale[kGroups], lanes[kWeights / 4];
     Format::to_affine(*a, q, scale, minimum);
     if constexpr (Format::kBlockSize == 32) Format::to_affine(*b, q + 32, scale + kGroups / 2, minimum + kGroups / 2);
     for (int g = 0; g < kGroups; ++g) {
@@ -98,20 +87,14 @@ struct Unpack {
     }
     for (int c = 0; c < kChunks; ++c) {
       u[c] = load64(q + 64 * c);
-      s[c] = _mm512_load_ps(lanes + 16 * c);
+      s[c] = _mm512_loadu_ps(lanes + 16 * c);
     }
   }
-  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const {
-    constexpr int kInChunk = 64 / Format::kGroup;
-    float sums[16] = {}, minima[16] = {};
-    for (int g = 0; g < kGroups; ++g) {
-      const ActivationChunk& chunk = x[g / kInChunk];
-      sums[g] = Format::kGroup == 32 ? chunk.sum32[g % kInChunk] : chunk.sum16[g % kInChunk];
-      minima[g] = minimum[g];
-    }
-    return _mm512_fmadd_ps(_mm512_loadu_ps(minima), _mm512_loadu_ps(sums), sum);
+  __m512 add_minimum(const ActivationRow& x, int64_t chunk, __m512 sum) const {
+    const float* sums = Format::kGroup == 32 ? x.sum32 + 2 * chunk : x.sum16 + 4 * chunk;
+    return _mm512_fmadd_ps(_mm512_loadu_ps(minimum), _mm512_maskz_loadu_ps(first_lanes(kGroups), sums), sum);
   }
-  void store_minima(float* out) const { std::memcpy(out, minimum, sizeof minimum); }
+  void store_minima(float* out) const { std::memcpy(out, minimum, kGroups * sizeof(float)); }
 };
 
 // ---- blocks of 32, two at a time: a and b are the blocks, b == a where the row ends on an odd one ----
@@ -125,6 +108,7 @@ struct UnpackPair {
 
   __m512i u[1];
   __m512 s[1];
+  static void arrange(__m512i (&)[1]) {}
   float minimum[2];
 
   void set(float scale_a, float scale_b, float minimum_a, float minimum_b) {
@@ -133,9 +117,9 @@ struct UnpackPair {
     minimum[1] = minimum_b;
   }
   // Lane 0 and 1 of the row's sums take the two groups.
-  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const {
+  __m512 add_minimum(const ActivationRow& x, int64_t chunk, __m512 sum) const {
     const __m128 m = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(minimum)));
-    const __m128 a = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x->sum32)));
+    const __m128 a = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x.sum32 + 2 * chunk)));
     return _mm512_fmadd_ps(_mm512_zextps128_ps512(m), _mm512_zextps128_ps512(a), sum);
   }
   void store_minima(float* out) const { std::memcpy(out, minimum, sizeof minimum); }
@@ -218,31 +202,36 @@ struct UnpackSuper {
   using Block = typename Format::Block;
   __m512i u[4];
   __m512 s[4];
+  static void arrange(__m512i (&)[4]) {}
 };
 
 template <class Format>
 struct UnpackSuper8 : UnpackSuper<Format> {
   __m256 minimum;
-  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const {
-    return _mm512_fmadd_ps(_mm512_zextps256_ps512(minimum), _mm512_zextps256_ps512(sums_of_8(x)), sum);
+  __m512 add_minimum(const ActivationRow& x, int64_t chunk, __m512 sum) const {
+    const __m256 sums = _mm256_loadu_ps(x.sum32 + 2 * chunk);
+    return _mm512_fmadd_ps(_mm512_zextps256_ps512(minimum), _mm512_zextps256_ps512(sums), sum);
   }
   void store_minima(float* out) const { _mm256_storeu_ps(out, minimum); }
 };
 template <class Format>
 struct UnpackSuper16 : UnpackSuper<Format> {
   __m512 minimum;
-  __m512 add_minimum(const ActivationChunk* x, __m512 sum) const { return _mm512_fmadd_ps(minimum, sums_of_16(x), sum); }
+  __m512 add_minimum(const ActivationRow& x, int64_t chunk, __m512 sum) const {
+    return _mm512_fmadd_ps(minimum, _mm512_loadu_ps(x.sum16 + 4 * chunk), sum);
+  }
   void store_minima(float* out) const { _mm512_storeu_ps(out, minimum); }
 };
 
 // Q4_K's and Q5_K's twelve bytes (formats/k_scales.h): eight scales in the low half, eight minima in the high.
 inline __m128i k_scales(const uint8_t* bytes) {
-  uint32_t w[3];
-  std::memcpy(w, bytes, 12);
-  const uint32_t scale_low = w[0] & 0x3f3f3f3fu, min_low = w[1] & 0x3f3f3f3fu;
-  const uint32_t scale_high = (w[2] & 0x0f0f0f0fu) | ((w[0] >> 2) & 0x30303030u);
-  const uint32_t min_high = ((w[2] >> 4) & 0x0f0f0f0fu) | ((w[1] >> 2) & 0x30303030u);
-  return _mm_setr_epi32(int(scale_low), int(scale_high), int(min_low), int(min_high));
+  // The load takes four bytes of what follows the twelve, inside the block.
+  const __m128i w = load16(bytes);
+  const __m128i low = _mm_and_si128(_mm_srlv_epi32(_mm_shuffle_epi32(w, 0x98), _mm_setr_epi32(0, 0, 0, 4)),
+                                    _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+  const __m128i high = _mm_and_si128(_mm_srli_epi32(_mm_shuffle_epi32(w, 0x50), 2),
+                                     _mm_setr_epi32(0, 0x30303030, 0, 0x30303030));
+  return _mm_or_si128(low, high);
 }
 
 template <class Format>
@@ -251,9 +240,22 @@ struct UnpackQ45K : UnpackSuper8<Format> {
     const __m512 both = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(k_scales(b->scales)));
     const __m256 scale = _mm256_mul_ps(_mm512_castps512_ps256(both), _mm256_set1_ps(half(b->d)));
     this->minimum = _mm256_mul_ps(_mm512_extractf32x8_ps(both, 1), _mm256_set1_ps(-half(b->dmin)));
-    for (int c = 0; c < 4; ++c) {
-      this->u[c] = nibbles_32(b->qs + 32 * c);
-      this->s[c] = lanes_of_8(scale, c);
+    for (int h = 0; h < 2; ++h) {
+      const __m512i bytes = load64(b->qs + 64 * h);
+      this->u[2 * h] = _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+      this->u[2 * h + 1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15));
+      this->s[2 * h] = paired_lanes_of_8(scale, 4 * h);
+      this->s[2 * h + 1] = paired_lanes_of_8(scale, 4 * h + 1);
+    }
+  }
+
+  // 64 bytes hold groups 0 and 2 in their low nibbles, 1 and 3 in the high ones: that order needs no moves. It is its
+  // own inverse.
+  static void arrange(__m512i (&x)[4]) {
+    for (int h = 0; h < 4; h += 2) {
+      const __m512i even = _mm512_shuffle_i64x2(x[h], x[h + 1], 0x44);
+      x[h + 1] = _mm512_shuffle_i64x2(x[h], x[h + 1], 0xee);
+      x[h] = even;
     }
   }
 };
@@ -266,7 +268,10 @@ struct Unpack<formats::Q4_K> : UnpackQ45K<formats::Q4_K> {
 template <>
 struct Unpack<formats::Q5_K> : UnpackQ45K<formats::Q5_K> {
   Unpack(const Block* b, const Block*) : UnpackQ45K(b) {
-    for (int c = 0; c < 4; ++c) u[c] = _mm512_mask_add_epi8(u[c], bits_32(b->qh, 2 * c), u[c], _mm512_set1_epi8(16));
+    for (int c = 0; c < 4; ++c) {
+      const int group = c / 2 * 4 + c % 2;
+      u[c] = _mm512_mask_add_epi8(u[c], bits_32(b->qh, group, group + 2), u[c], _mm512_set1_epi8(16));
+    }
   }
 };
 
@@ -301,7 +306,7 @@ struct Unpack<formats::Q3_K> : UnpackSuper16<formats::Q3_K> {
     minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-4.0f));
     for (int c = 0; c < 4; ++c) {
       const __m512i pair = bit_pairs_32(b->qs + 32 * (c / 2), 2 * (c % 2));
-      u[c] = _mm512_mask_add_epi8(pair, bits_32(b->hmask, 2 * c), pair, _mm512_set1_epi8(4));
+      u[c] = _mm512_mask_add_epi8(pair, bits_32(b->hmask, 2 * c, 2 * c + 1), pair, _mm512_set1_epi8(4));
       s[c] = lanes_of_16(scale, c);
     }
   }

@@ -66,9 +66,16 @@ inline void pack_panel(const Weight& w, int64_t r, int n_rows, int64_t k0, int64
       const U unpacked(block, whole ? block + (kBlocks - 1) : block);
       alignas(64) float scale[16], minimum[16];
       unpacked.store_minima(minimum);
+      __m512i bytes[U::kChunks], scales[U::kChunks];
       for (int c = 0; c < U::kChunks; ++c) {
-        u[c][i] = unpacked.u[c];
-        _mm512_store_ps(scale, unpacked.s[c]);
+        bytes[c] = unpacked.u[c];
+        scales[c] = _mm512_castps_si512(unpacked.s[c]);
+      }
+      U::arrange(bytes);  // back to the order of the row; lanes of scales lie as their bytes do
+      U::arrange(scales);
+      for (int c = 0; c < U::kChunks; ++c) {
+        u[c][i] = bytes[c];
+        _mm512_store_si512(scale, scales[c]);
         for (int g = 0; g < kGroups; ++g) {
           const int64_t at = k / Format::kGroup + c * kGroups + g;
           panel.scale[at][i] = scale[g * 16 / kGroups];
@@ -89,32 +96,27 @@ inline __m512i broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(four);
 }
 
-// y[t][16 rows] += panel . x[t] for T tokens over n_k weights.
+// sum[t][16 rows] += panel . x[t] for T tokens over weights [k0, k0 + n_k) of the row, in units of the tokens' scales.
 template <int kGroup, int T>
-inline void multiply_panel(const Panel<kGroup>& panel, int64_t n_k, const std::byte* x, int64_t x_stride, __m512 (&sum)[T]) {
+inline void multiply_panel(const Panel<kGroup>& panel, int64_t k0, int64_t n_k, const ActivationRow* x, __m512 (&sum)[T]) {
   for (int64_t k = 0; k < n_k; k += kGroup) {
-    const int64_t chunk = k / 64, at = k % 64;
-    const ActivationChunk* a = reinterpret_cast<const ActivationChunk*>(x) + chunk;
-    const auto token = [&](int t) -> const ActivationChunk& {
-      return *reinterpret_cast<const ActivationChunk*>(reinterpret_cast<const std::byte*>(a) + t * x_stride);
-    };
+    const int64_t offset = (k0 + k) / 64 * 128 + (k0 + k) % 64, group = (k0 + k) / kGroup;
     __m512i acc[T];
     for (int t = 0; t < T; ++t) acc[t] = _mm512_setzero_si512();
     for (int i = 0; i < kGroup / 4; ++i) {
       const __m512i u = _mm512_load_si512(panel.u[k / 4 + i]);
-      for (int t = 0; t < T; ++t) acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(token(t).hi + at + 4 * i));
+      for (int t = 0; t < T; ++t) acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(x[t].planes + offset + 4 * i));
     }
     for (int t = 0; t < T; ++t) acc[t] = _mm512_slli_epi32(acc[t], 7);
     for (int i = 0; i < kGroup / 4; ++i) {
       const __m512i u = _mm512_load_si512(panel.u[k / 4 + i]);
-      for (int t = 0; t < T; ++t) acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(token(t).lo + at + 4 * i));
+      for (int t = 0; t < T; ++t) acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(x[t].planes + offset + 64 + 4 * i));
     }
     const __m512 scale = _mm512_load_ps(panel.scale[k / kGroup]), minimum = _mm512_load_ps(panel.minimum[k / kGroup]);
     for (int t = 0; t < T; ++t) {
-      const ActivationChunk& c = token(t);
-      const float activation_sum = kGroup == 32 ? c.sum32[at / 32] : c.sum16[at / 16];
+      const float activation_sum = kGroup == 32 ? x[t].sum32[group] : x[t].sum16[group];
       sum[t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(activation_sum), sum[t]);
-      sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]), _mm512_mul_ps(scale, _mm512_set1_ps(c.scale[at / 32])), sum[t]);
+      sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]), scale, sum[t]);
     }
   }
 }
@@ -131,18 +133,22 @@ void prefill_affine(const MatmulTask& task) {
     for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK) {
       const int64_t n_k = std::min(kPieceK, w.n_cols - k0);
       for (int p = 0; p < n_panels; ++p) pack_panel<Format>(w, r0 + p * kPanelRows, rows_of(p), k0, n_k, panels[p]);
-      const std::byte* x = task.x + k0 / 64 * int64_t(sizeof(ActivationChunk));
+      const bool last = k0 + n_k == w.n_cols;
       const auto tokens = [&]<int T>(int t) {
+        ActivationRow x[T];
+        for (int j = 0; j < T; ++j) x[j] = ActivationRow::at(task.x + (t + j) * task.x_stride, w.n_cols);
         for (int p = 0; p < n_panels; ++p) {
           const __mmask16 mask = __mmask16((1u << rows_of(p)) - 1);
           const int64_t r = r0 + p * kPanelRows;
           __m512 sum[T];
+          for (int j = 0; j < T; ++j)
+            sum[j] = k0 ? _mm512_maskz_loadu_ps(mask, task.y + int64_t(t + j) * m + r) : _mm512_setzero_ps();
+          multiply_panel<kGroup, T>(panels[p], k0, n_k, x, sum);
+          const __m512 bias = task.bias ? _mm512_maskz_loadu_ps(mask, task.bias + r) : _mm512_setzero_ps();
           for (int j = 0; j < T; ++j) {
-            const float* from = k0 ? task.y + int64_t(t + j) * m + r : task.bias ? task.bias + r : nullptr;
-            sum[j] = from ? _mm512_maskz_loadu_ps(mask, from) : _mm512_setzero_ps();
+            const __m512 y = last ? _mm512_fmadd_ps(sum[j], _mm512_set1_ps(x[j].scale), bias) : sum[j];
+            _mm512_mask_storeu_ps(task.y + int64_t(t + j) * m + r, mask, y);
           }
-          multiply_panel<kGroup, T>(panels[p], n_k, x + t * task.x_stride, task.x_stride, sum);
-          for (int j = 0; j < T; ++j) _mm512_mask_storeu_ps(task.y + int64_t(t + j) * m + r, mask, sum[j]);
         }
       };
       int t = 0;

@@ -1,0 +1,33 @@
+"""The devices that a model can run on: ``gristmill info --devices`` and ``gristmill run --list-devices``."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+
+def print_devices() -> int:
+    """Prints each device on standard output and returns the exit status."""
+    from gristmill import _core
+
+    usable, built = _core.supported_isas(), _core.built_isas()
+    print(f"CPU: {cpu_name()}")
+    print(f"  instruction sets: {', '.join(usable)} (best first; GRISTMILL_ISA forces one)")
+    missing = [name for name in built if name not in usable]
+    if missing:
+        print(f"  built in, but not on this machine: {', '.join(missing)}")
+    print(f"  threads: {_core.default_thread_count()} (--threads)")
+    print("GPU: none is built in")
+    return 0
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it, where the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in {"model name", "Model"}:
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"

@@ -1,0 +1,132 @@
+"""Logits of every block format, architecture and instruction set against the float64 oracle.
+
+Errors are given in units of the logits' root mean square, and the largest one counts. Weights enter exactly,
+so what is left is rounding of activations: to float32 for float formats, to 15 bits in each 32 for quantized
+ones (see BOUND). The KV cache is float32 here, for nothing else to blur the picture.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gristmill import quants
+from oracle.blocks import FORMATS, block_size
+from oracle.engine import Engine
+from oracle.forward import Oracle
+
+NAMES = [f.name for f in quants.formats()]
+# A quantized activation is off by up to half a step of 1/16256 of the largest of its 32: for normal values
+# 4e-5 of their spread, and so is a product of them. Two layers and the head quantize nine times, among them
+# gated values with longer tails: 1.3e-4 together, and the largest of 12 000 logits is five deviations out. (8
+# bits would make it 0.1.) Float formats leave the rounding of float32 sums.
+BOUND = {"affine": 1.5e-3, "float": 2e-5}
+IDS = np.random.default_rng(7).integers(0, 320, 37)
+F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
+
+TinyModel = Callable[..., Path]
+
+
+@functools.cache
+def _expected(path: Path, ids: tuple[int, ...], kv: str) -> np.ndarray:
+    return Oracle(path).forward(ids, kv)
+
+
+def expected(path: Path, ids: Sequence[int], kv: str = "f32") -> np.ndarray:
+    """The oracle's logits; remembered, because every instruction set asks for the same."""
+    return _expected(path, tuple(int(i) for i in ids), kv)
+
+
+def largest_error(logits: np.ndarray, reference: np.ndarray) -> float:
+    """Largest difference in units of the reference's root mean square; infinite for anything not finite."""
+    assert logits.shape == reference.shape
+    if not np.isfinite(logits).all():
+        return float("inf")
+    return float(np.abs(logits - reference).max() / np.sqrt(np.mean(np.square(reference))))
+
+
+def rms_error(logits: np.ndarray, reference: np.ndarray) -> float:
+    """Root mean square of the difference in units of the reference's."""
+    return float(np.sqrt(np.mean(np.square(logits - reference)) / np.mean(np.square(reference))))
+
+
+def bound(name: str) -> float:
+    return BOUND[next(f.kind for f in quants.formats() if f.name == name)]
+
+
+def check(engine: Engine, path: Path, limit: float, ids: Sequence[int] = IDS) -> None:
+    """Prompt at once, and token by token: the two have kernels of their own."""
+    reference = expected(path, ids)
+    for splits in (None, [1] * len(ids)):
+        error = largest_error(engine.logits(path, ids, splits, **F32_CACHE), reference)
+        print(f"{engine.isa}, {'prompt' if splits is None else 'decode'}: {error:.1e}, bound {limit:.1e}")
+        assert error < limit
+
+
+def test_every_format_has_random_blocks() -> None:
+    assert sorted(NAMES) == sorted(FORMATS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+def test_format(engine: Engine, tiny_model: TinyModel, arch: str, name: str) -> None:
+    # A vocabulary of 322 leaves a remainder in any grouping of rows by 4, 8 or 16.
+    check(engine, tiny_model(arch=arch, formats=name, n_vocab=322, seed=1), bound(name))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if block_size(name)[0] <= 32])
+def test_rows_of_few_blocks(engine: Engine, tiny_model: TinyModel, name: str) -> None:
+    """Rows of 5 and 3 blocks of 32, and of 2 where heads are put together."""
+    spec = {"n_embd": 160, "n_head": 2, "n_head_kv": 1, "head_dim": 32, "n_ff": 96}
+    check(engine, tiny_model(formats=name, **spec), bound(name))
+
+
+@pytest.mark.parametrize("width", [96, 288, 576])
+def test_width(engine: Engine, tiny_model: TinyModel, width: int) -> None:
+    check(
+        engine, tiny_model(arch="llama", formats="Q4_1", n_embd=width, n_head=3, n_head_kv=3), bound("Q4_1")
+    )
+
+
+def test_mixed_formats(engine: Engine, tiny_model: TinyModel) -> None:
+    """Formats of one layer differ, also among q, k and v, which share their input."""
+    mix = {
+        "": "Q4_K",
+        "attn_v": "Q6_K",
+        "ffn_down": "Q5_K",
+        "attn_k": "F16",
+        "token_embd": "Q3_K",
+        "output": "Q8_0",
+    }
+    check(engine, tiny_model(formats=mix), bound("Q4_K"))
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (8, 2), (6, 3)], ids=lambda h: f"{h[0]}/{h[1]}")
+def test_grouped_query_attention(engine: Engine, tiny_model: TinyModel, heads: tuple[int, int]) -> None:
+    n_head, n_head_kv = heads
+    check(engine, tiny_model(n_head=n_head, n_head_kv=n_head_kv, head_dim=32), bound("F32"))
+
+
+@pytest.mark.parametrize("head_dim", [16, 40, 80, 128])
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+def test_head_size(engine: Engine, tiny_model: TinyModel, arch: str, head_dim: int) -> None:
+    check(engine, tiny_model(arch=arch, head_dim=head_dim, rms_eps=1e-5), bound("F32"))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["separate", "tied"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+def test_output_and_bias(engine: Engine, tiny_model: TinyModel, arch: str, bias: bool, tied: bool) -> None:
+    check(engine, tiny_model(arch=arch, bias=bias, tied=tied, formats="Q5_0"), bound("Q5_0"))
+    check(engine, tiny_model(arch=arch, bias=bias, tied=tied), bound("F32"))
+
+
+def test_long_prompt(engine: Engine, tiny_model: TinyModel) -> None:
+    """Long enough for attention and prefill to work in several pieces, none of them full at the end."""
+    path = tiny_model(n_layer=1, n_embd=64, n_head=2, n_head_kv=1, n_ff=64, n_ctx=2048)
+    ids = np.random.default_rng(8).integers(0, 320, 1103)
+    logits = engine.logits(path, ids, [700, 400, 1, 1, 1], **F32_CACHE)
+    assert largest_error(logits, expected(path, ids)) < bound("F32")
