@@ -16,6 +16,14 @@ def quantize_rows(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), 
 
 def dequantize_rows(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
 
+def matmul(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], isa: str = '', mode: str = 'auto') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+    """x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m]."""
+
+def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int) -> tuple:
+    """
+    Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).
+    """
+
 def supported_isas() -> list[str]:
     """Instruction sets that this machine can run, best first."""
 

@@ -177,7 +177,7 @@ def generate(
     if split_reasoning:
         from gristmill.reasoning import ReasoningSplitter, opens_reasoning
 
-        splitter = ReasoningSplitter(inside=opens_reasoning(text))
+        splitter = ReasoningSplitter(opens_reasoning(text))
     tokens = loop.tokens(max_tokens, ignore_eog)
     generation.pieces = _pieces(tokens, loop, tokenizer.stream(), StopMatcher(stop), splitter)
     return generation

@@ -1,4 +1,4 @@
-"""Block formats from Python: float32 arrays to the bytes of a GGUF tensor and back.
+"""Block formats from Python: float32 arrays to the bytes of a GGUF tensor and back, and products with them.
 
 The formats and their arithmetic are in ``csrc/formats``; this module checks arguments, explains what is wrong
 with them, and walks over the rows so that no converted copy of a whole tensor is ever held.
@@ -129,8 +129,60 @@ def dequantize(
         ArgumentError: unknown type; a row that does not divide into blocks; another number of bytes than
             ``shape`` needs.
     """
+    sizes = _shape(shape)
+    rows = _packed_rows(packed, format_named(type), sizes)
+    y = np.empty((len(rows), sizes[-1]), np.float32)
+    _core.dequantize_rows(rows, type, y)
+    return y.reshape(sizes)
+
+
+def matmul(
+    packed: Bytes | bytes | bytearray | memoryview,
+    type: str,
+    shape: tuple[int, int],
+    x: npt.ArrayLike,
+    *,
+    isa: str = "",
+    mode: str = "auto",
+) -> Floats:
+    """Multiply ``x`` with a packed matrix by the kernels that run models on the CPU: ``y = x @ weights.T``.
+
+    Args:
+        packed: the bytes of the matrix, as for ``dequantize``.
+        type: a name as GGUF spells it.
+        shape: ``(m, k)`` of the matrix, as GGUF tensors are stored: one row an output.
+        x: real numbers ``[n, k]``, or ``[k]`` for one row. Converted to float32.
+        isa: an instruction set of ``_core.supported_isas()``; empty for the one that GRISTMILL_ISA names, or
+            the best.
+        mode: "decode" for the kernels that serve single tokens (eight rows of ``x`` share a pass over the
+            weights), "prefill" for those that serve whole prompts, "auto" for decode up to eight rows.
+
+    Returns:
+        float32 ``[n, m]``, or ``[m]``. Where the weights are quantized, ``x`` is rounded to 15 bits a value with
+        one scale per 32: ``|error| <= max |x| / 32512`` of each group times the sum of its weights' magnitudes.
+        A NaN or an infinity in a row of ``x``, or in a row of the weights, makes what depends on it not finite.
+
+    Raises:
+        ArgumentError: unknown type, ``isa`` or ``mode``; a row that does not divide into blocks; bytes or ``x``
+            that do not fit ``shape``.
+        DeviceError: an ``isa`` that this machine does not have.
+    """
     format = format_named(type)
     sizes = _shape(shape)
+    if len(sizes) != 2:
+        raise ArgumentError(f"shape of the matrix must be (m, k), got {shape!r}")
+    rows = _packed_rows(packed, format, sizes)
+    values = _real(x, "x")
+    if values.ndim not in {1, 2} or values.shape[-1] != sizes[1]:
+        raise ArgumentError(f"x must have shape ({sizes[1]},) or (n, {sizes[1]}), got {values.shape}")
+    y = _core.matmul(rows, format.type_id, sizes[1], _to_float32(np.atleast_2d(values)), isa, mode)
+    return y if values.ndim == 2 else y[0]
+
+
+def _packed_rows(
+    packed: Bytes | bytes | bytearray | memoryview, format: Format, sizes: tuple[int, ...]
+) -> Bytes:
+    """The bytes of a tensor as uint8 [rows, row_bytes]; ArgumentError where they do not fit ``sizes``."""
     n_rows, row_bytes = math.prod(sizes[:-1]), format.row_bytes(sizes[-1])
     try:
         raw = packed if isinstance(packed, np.ndarray) else np.frombuffer(packed, np.uint8)
@@ -143,9 +195,7 @@ def dequantize(
             f"{format.name} of shape {sizes} takes {n_rows * row_bytes} bytes "
             f"({n_rows} rows of {row_bytes}), got {raw.size}"
         )
-    y = np.empty((n_rows, sizes[-1]), np.float32)
-    _core.dequantize_rows(np.ascontiguousarray(raw).reshape(n_rows, row_bytes), type, y)
-    return y.reshape(sizes)
+    return np.ascontiguousarray(raw).reshape(n_rows, row_bytes)
 
 
 def _chunks(n_rows: int, k: int) -> Iterator[slice]:

@@ -235,7 +235,7 @@ class SamplerChain:
     @property
     def history(self) -> list[int]:
         """The accepted tokens, oldest first."""
-        tokens: list[int] = [int(token) for token in self._core.history()]
+        tokens: list[int] = np.asarray(self._core.history()).tolist()
         return tokens
 
     def bind(self, tokenizer: BreakerTokenizer) -> SamplerChain:

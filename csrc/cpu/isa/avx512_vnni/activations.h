@@ -7,9 +7,11 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+
+#include "cpu/generic/activation_scale.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -41,26 +43,21 @@ inline __mmask16 first_lanes(int64_t n) {
 
 inline void quantize_activations(const float* x, int64_t n_cols, std::byte* out) {
   const int64_t padded = ActivationRow::chunks(n_cols) * 64;
-  __m512 top = _mm512_setzero_ps();
-  __mmask16 nan = 0;
+  // Magnitudes compared as integers: a NaN is larger than any number, becomes the scale, and is seen in every sum.
+  __m512i top = _mm512_setzero_si512();
   for (int64_t i = 0; i < n_cols; i += 16) {
     const __m512 v = _mm512_maskz_loadu_ps(first_lanes(n_cols - i), x + i);
-    top = _mm512_max_ps(top, _mm512_abs_ps(v));
-    nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);  // max forgets one
+    top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(v)));
   }
-  const float max = _mm512_reduce_max_ps(top);
-  // Codes have no NaN, so the scale carries it: what is not finite must reach the logits and be seen there.
-  const bool finite = nan == 0 && max <= std::numeric_limits<float>::max();
-  const __mmask16 keep = finite ? 0xffff : 0;
-  // Below 2^-114 the quotient would overflow; such a row counts as zero.
-  const __m512 inverse = _mm512_set1_ps(max > 0x1p-114f ? 16256.0f / max : 0.0f);
-  *reinterpret_cast<float*>(out) = finite ? max / 16256.0f : std::numeric_limits<float>::quiet_NaN();
+  const ActivationScale s = activation_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(top)));
+  const __m512 inverse = _mm512_set1_ps(s.inverse);
+  *reinterpret_cast<float*>(out) = s.scale;
   const ActivationRow row = ActivationRow::at(out, n_cols);
   int8_t* planes = const_cast<int8_t*>(row.planes);
   float *sum16 = const_cast<float*>(row.sum16), *sum32 = const_cast<float*>(row.sum32);
   for (int64_t i = 0; i < padded; i += 16) {
     const __m512 v = _mm512_maskz_loadu_ps(first_lanes(n_cols - i), x + i);
-    const __m512i q = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, v, inverse));
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, inverse));
     const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
     const __m512i lo = _mm512_sub_epi32(q, _mm512_slli_epi32(hi, 7));
     int8_t* at = planes + i / 64 * 128 + i % 64;

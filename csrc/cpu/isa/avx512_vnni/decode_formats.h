@@ -1,9 +1,9 @@
 // Taking blocks apart in registers. For each format, Unpack<Format> turns kWeights consecutive weights of a row into
 //   u[c]  64 unsigned bytes each                  w = scale * (u - zero) + min, group by group
 //   s[c]  the scale of each 4 bytes, in 16 lanes: what vpdpbusd's sums are multiplied with
-// and add_minimum() adds the part that multiplies sums of activations (minima and zero points) to a row's sum.
+// and, for the part that multiplies sums of activations (minima and zero points), add_minimum() that adds it to a row's
+// sum, and store_minima() that writes one float a group.
 // Where taking the bytes in another order is cheaper, arrange() puts registers of activations, or back, into it.
-// A format without a specialization goes through its to_affine() (see FallbackUnpack in matmul.h).
 #pragma once
 
 #include <immintrin.h>
@@ -16,9 +16,6 @@
 
 namespace gristmill::cpu {
 namespace {
-
-template <class Format>
-struct Unpack;
 
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -64,6 +61,43 @@ inline __m512 lanes_of_16(__m512 scales, int c) {
   return _mm512_permutexvar_ps(index, scales);
 }
 
+// A format without a specialization goes through its to_affine(); correct everywhere, fast nowhere.
+template <class Format>
+struct Unpack {
+  static constexpr int kWeights = Format::kBlockSize == 32 ? 64 : 256;
+  static constexpr int kChunks = kWeights / 64;
+  static constexpr int kGroups = kWeights / Format::kGroup;
+  static_assert(Format::kBlockSize == 32 || Format::kBlockSize == 256);
+  static_assert(Format::kGroup == 16 || Format::kGroup == 32);
+  using Block = typename Format::Block;
+
+  __m512i u[kChunks];
+  __m512 s[kChunks];
+  float minimum[kGroups];
+
+  Unpack(const Block* a, const Block* b) {
+    alignas(64) uint8_t q[kWeights];
+    alignas(64) float scale[kGroups], lanes[kWeights / 4];
+    Format::to_affine(*a, q, scale, minimum);
+    if constexpr (Format::kBlockSize == 32) Format::to_affine(*b, q + 32, scale + kGroups / 2, minimum + kGroups / 2);
+    for (int g = 0; g < kGroups; ++g) {
+      minimum[g] -= float(Format::kZero) * scale[g];
+      for (int i = 0; i < Format::kGroup / 4; ++i) lanes[g * (Format::kGroup / 4) + i] = scale[g];
+    }
+    for (int c = 0; c < kChunks; ++c) {
+      u[c] = load64(q + 64 * c);
+      s[c] = _mm512_load_ps(lanes + 16 * c);
+    }
+  }
+  static void arrange(__m512i (&)[kChunks]) {}
+  __m512 add_minimum(const ActivationRow& x, int64_t chunk, __m512 sum) const {
+    const float* sums = Format::kGroup == 32 ? x.sum32 + 2 * chunk : x.sum16 + 4 * chunk;
+    return _mm512_fmadd_ps(_mm512_maskz_loadu_ps(first_lanes(kGroups), minimum),
+                           _mm512_maskz_loadu_ps(first_lanes(kGroups), sums), sum);
+  }
+  void store_minima(float* out) const { std::memcpy(out, minimum, sizeof minimum); }
+};
+
 // ---- blocks of 32, two at a time: a and b are the blocks, b == a where the row ends on an odd one ----
 
 // Shared by them: one scale a block, minimum or zero point as one float a block.
@@ -89,6 +123,7 @@ struct UnpackPair {
     const __m128 a = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x.sum32 + 2 * chunk)));
     return _mm512_fmadd_ps(_mm512_zextps128_ps512(m), _mm512_zextps128_ps512(a), sum);
   }
+  void store_minima(float* out) const { std::memcpy(out, minimum, sizeof minimum); }
 };
 
 template <>
@@ -178,6 +213,7 @@ struct UnpackSuper8 : UnpackSuper<Format> {
     const __m256 sums = _mm256_loadu_ps(x.sum32 + 2 * chunk);
     return _mm512_fmadd_ps(_mm512_zextps256_ps512(minimum), _mm512_zextps256_ps512(sums), sum);
   }
+  void store_minima(float* out) const { _mm256_storeu_ps(out, minimum); }
 };
 template <class Format>
 struct UnpackSuper16 : UnpackSuper<Format> {
@@ -185,6 +221,7 @@ struct UnpackSuper16 : UnpackSuper<Format> {
   __m512 add_minimum(const ActivationRow& x, int64_t chunk, __m512 sum) const {
     return _mm512_fmadd_ps(minimum, _mm512_loadu_ps(x.sum16 + 4 * chunk), sum);
   }
+  void store_minima(float* out) const { _mm512_storeu_ps(out, minimum); }
 };
 
 // Q4_K's and Q5_K's twelve bytes (formats/k_scales.h): eight scales in the low half, eight minima in the high.

@@ -64,15 +64,8 @@ inline void pack_panel(const Weight& w, int64_t r, int n_rows, int64_t k0, int64
                            (k0 + k) / Format::kBlockSize;
       const bool whole = k + U::kWeights <= n_k;
       const U unpacked(block, whole ? block + (kBlocks - 1) : block);
-      alignas(64) float scale[16], minimum[16] = {};
-      if constexpr (U::kChunks == 1) {
-        minimum[0] = unpacked.minimum[0];
-        minimum[1] = unpacked.minimum[1];
-      } else if constexpr (Format::kGroup == 32) {
-        _mm256_store_ps(minimum, unpacked.minimum);
-      } else {
-        _mm512_store_ps(minimum, unpacked.minimum);
-      }
+      alignas(64) float scale[16], minimum[16];
+      unpacked.store_minima(minimum);
       __m512i bytes[U::kChunks], scales[U::kChunks];
       for (int c = 0; c < U::kChunks; ++c) {
         bytes[c] = unpacked.u[c];

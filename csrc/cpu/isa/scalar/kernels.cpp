@@ -1,10 +1,11 @@
 // Scalar kernels. Quantized products work on the format's affine view (formats/format.h) and on activations of 15 bits
 // a value with one scale per 32: integers are multiplied exactly, each group's sum is scaled once.
+#include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "cpu/dispatch.h"
+#include "cpu/generic/activation_scale.h"
 #include "cpu/generic/attention.h"
 #include "cpu/generic/elementwise.h"
 #include "cpu/generic/matmul_float.h"
@@ -13,33 +14,30 @@
 namespace gristmill::cpu {
 namespace {
 
-// 32 activations: x[i] = scale * q[i], |q| <= 16256, the range that the sets with two int8 planes can hold as well.
+// 32 activations: x[i] = scale * q[i] (generic/activation_scale.h).
 struct ActivationGroup {
   float scale;
   float sum[2];  // scale * (sum of q), of each 16: what minima multiply
   int16_t q[32];
 };
-constexpr float kActivationMax = 16256.0f;
-constexpr float kActivationMin = 0x1p-114f;  // groups below it count as zero: kActivationMax / max would overflow
 
 int64_t activation_bytes(int64_t n_cols) { return (n_cols + 31) / 32 * int64_t(sizeof(ActivationGroup)); }
 
 void quantize_activations(const float* x, int64_t n_cols, std::byte* out) {
   ActivationGroup* groups = reinterpret_cast<ActivationGroup*>(out);
   for (int64_t i = 0; i < n_cols; i += 32, x += 32, ++groups) {
-    float max = 0.0f;
-    bool finite = true;
+    // Magnitudes compared as integers: a NaN is larger than any number, becomes the scale, and is seen in every sum.
+    uint32_t peak = 0;
     for (int j = 0; j < 32; ++j) {
-      max = std::max(max, std::fabs(x[j]));
-      finite &= std::isfinite(x[j]);
+      const uint32_t magnitude = std::bit_cast<uint32_t>(x[j]) & 0x7fffffffu;
+      peak = magnitude > peak ? magnitude : peak;
     }
-    const float inverse = max > kActivationMin ? kActivationMax / max : 0.0f;
-    // Codes have no NaN, so the scale carries it: what is not finite must reach the logits and be seen there.
-    groups->scale = finite ? max / kActivationMax : std::numeric_limits<float>::quiet_NaN();
+    const ActivationScale s = activation_scale(std::bit_cast<float>(peak));
+    groups->scale = s.scale;
     for (int half = 0; half < 2; ++half) {
       int sum = 0;
       for (int j = 16 * half; j < 16 * half + 16; ++j) {
-        groups->q[j] = finite ? int16_t(std::lrint(x[j] * inverse)) : int16_t(0);
+        groups->q[j] = int16_t(std::lrint(x[j] * s.inverse));
         sum += groups->q[j];
       }
       groups->sum[half] = groups->scale * float(sum);
