@@ -88,10 +88,10 @@ void check_sound_or_refused(const std::string& what, const F& f) {
 
 void sound_models() {
   for (const std::string& isa : cpu::supported_isas()) {
-    for (const char* architecture : {"qwen2", "llama"}) {
+    for (const models::Architecture& architecture : models::architectures()) {
       for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
         TinyShape shape;
-        shape.architecture = architecture;
+        shape.architecture = architecture.name;
         const std::vector<float> logits = run(make_tiny(shape, f->id), {0, 2, KvType::F16, KvType::Q8_0, isa});
         CHECK(std::ranges::all_of(logits, [](float x) { return std::isfinite(x); }), "%s, %s", isa.c_str(),
               f->name.data());

@@ -2,7 +2,9 @@
 // throws one of our errors, on one line, or gives finite logits.
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
+#include <utility>
 
 #include "core/error.h"
 #include "cpu/dispatch.h"
@@ -91,22 +93,18 @@ void mutate(test::TinyModel& model, const std::string& prefix, fuzz::Input& inpu
   }
 }
 
-// One sound model of each format and architecture, made once.
-const test::TinyModel& sound(bool llama, uint32_t format) {
-  static std::vector<test::TinyModel> all = [] {
-    std::vector<test::TinyModel> models;
-    for (const char* architecture : {"qwen2", "llama"}) {
-      for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
-        test::TinyShape shape;
-        shape.architecture = architecture;
-        shape.n_embd = shape.n_ff = std::max(64, f->block_size);
-        shape.n_vocab = 8;
-        models.push_back(test::make_tiny(shape, f->id));
-      }
-    }
-    return models;
-  }();
-  return all[(llama ? all.size() / 2 : 0) + format];
+// A sound model of each architecture and format, made when first asked for.
+const test::TinyModel& sound(const std::string& architecture, const formats::FormatInfo& format) {
+  static std::map<std::pair<std::string, formats::TypeId>, test::TinyModel> all;
+  const auto [it, is_new] = all.try_emplace({architecture, format.id});
+  if (is_new) {
+    test::TinyShape shape;
+    shape.architecture = architecture;
+    shape.n_embd = shape.n_ff = std::max(64, format.block_size);
+    shape.n_vocab = 8;
+    it->second = test::make_tiny(shape, format.id);
+  }
+  return it->second;
 }
 
 void run(const test::TinyModel& model, const test::MemoryFile& file, const EngineOptions& options, fuzz::Input& input) {
@@ -144,11 +142,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const test::MemoryFile file;
   constexpr KvType kTypes[] = {KvType::F16, KvType::F32, KvType::Q8_0};
   fuzz::Input input(data, size);
-  const bool llama = input.flip();
-  test::TinyModel model = sound(llama, input.below(uint32_t(formats::end_formats() - formats::begin_formats())));
+  const auto architectures = models::architectures();
+  const std::string architecture = architectures[input.below(uint32_t(architectures.size()))].name;
+  const auto n_formats = uint32_t(formats::end_formats() - formats::begin_formats());
+  test::TinyModel model = sound(architecture, formats::begin_formats()[input.below(n_formats)]);
   EngineOptions options{input.below(80), 1 + int(input.below(2)), input.pick(kTypes), input.pick(kTypes),
                         isas[input.below(uint32_t(isas.size()))]};
-  for (uint32_t i = 0, n = input.below(6); i < n; ++i) mutate(model, llama ? "llama." : "qwen2.", input);
+  for (uint32_t i = 0, n = input.below(6); i < n; ++i) mutate(model, architecture + ".", input);
   if (!file.write(model.bytes)) return 0;
   try {
     run(model, file, options, input);
