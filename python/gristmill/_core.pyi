@@ -68,6 +68,9 @@ class Engine:
     def rope_magnitude(self) -> float: ...
 
     @property
+    def rope_attn_factor(self) -> float: ...
+
+    @property
     def n_ctx(self) -> int: ...
 
     @property
@@ -85,7 +88,7 @@ class Engine:
     @property
     def unused_tensors(self) -> list[str]: ...
 
-def make_engine(paths: Sequence[str], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str) -> Engine:
+def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str) -> Engine:
     """
     Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).
     """
@@ -98,9 +101,13 @@ class Session:
     @property
     def n_past(self) -> int: ...
 
-    def truncate(self, n: int) -> None: ...
+    def truncate(self, n: int) -> None:
+        """Keeps the first n positions."""
 
-    def forward(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], all_logits: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]: ...
+    def forward(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], logits_of: str = 'last') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+        """
+        Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].
+        """
 
 def decode(sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """One token for each session; float32 logits [len(sessions), n_vocab]."""
