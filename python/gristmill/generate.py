@@ -21,7 +21,7 @@ Kind = Literal["content", "reasoning"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of generated text. The last one of a generation carries the finish reason (and may be empty)."""
+    """A stretch of generated text. The last of a generation carries the finish reason (and may be empty)."""
 
     text: str
     token: int | None

@@ -217,8 +217,8 @@ class Model:
         return logits
 
     def _engine_metadata(self) -> dict[str, object]:
-        """Scalars, and arrays under the architecture's prefix: one value for all layers as a scalar, others as
-        they are, which the engine refuses by name if it needs the key."""
+        """Scalars, and arrays under the architecture's prefix: one value for all layers as a scalar, others
+        as they are, which the engine refuses by name if it needs the key."""
         values: dict[str, object] = dict(self.metadata.scalars())
         for key in self.metadata:
             if key.startswith(f"{self.architecture}.") and key not in values:

@@ -1,8 +1,8 @@
 """An engine of a few lines for tests of the command line, and a program that runs the command line on it.
 
 The model's vocabulary is the 256 bytes and an end; its answer to a prompt is what ``reply`` says. Run as a
-program (``python cli_fake.py run ...``), commands behave like ``gristmill``'s, so that signals and terminals can
-be tested.
+program (``python cli_fake.py run ...``), commands behave like ``gristmill``'s, so that signals and terminals
+can be tested.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is installed: the stub, the type marker, an import that costs nothing, the wheel's files, one version."""
+"""What is installed: the stub, the type marker, a cheap import, the wheel's files, one version."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def arguments_of(signature: str) -> list[str]:
 
 
 def compiled_names(owner: object, prefix: str = "") -> dict[str, list[list[str]]]:
-    """Public functions, methods and properties of the compiled module, with the arguments of each overload."""
+    """Public functions, methods and properties of the compiled module, with each overload's arguments."""
     found: dict[str, list[list[str]]] = {}
     for name, value in vars(owner).items():
         if name.startswith("_") and name != "__init__":

@@ -138,8 +138,8 @@ PROMISES = {
         ),
     ),
     14: Promise(
-        "Downloads stay in their folder, are verified, resume, are renamed when whole; tokens never cross hosts; "
-        "kill -9 and a full disk lose nothing.",
+        "Downloads stay in their folder, are verified, resume, are renamed when whole; tokens never cross "
+        "hosts; kill -9 and a full disk lose nothing.",
         (
             "test_pull.py::test_wheels_that_are_refused",
             "test_pull.py::test_model_that_is_not_what_is_expected",
