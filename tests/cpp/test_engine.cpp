@@ -12,7 +12,9 @@
 
 #include "check.h"
 #include "core/error.h"
+#include "cpu/cpu_kv_cache.h"
 #include "cpu/dispatch.h"
+#include "cpu/kv_layout.h"
 #include "tiny_model.h"
 
 namespace gristmill {
@@ -337,6 +339,30 @@ void errors_append_nothing() {
   CHECK(logits == expected);
 }
 
+// Contexts that end in the middle of what attention takes at a time. It reads K by whole tiles, so that they must lie in
+// the memory of their own head: what follows the last head's belongs to nobody.
+void odd_contexts() {
+  constexpr KvType kTypes[] = {KvType::F32, KvType::F16, KvType::Q8_0};
+  const TinyModel tiny = make_tiny({}, TypeId::F16);
+  const MemoryFile file;
+  CHECK(file.write(tiny.bytes));
+  for (const int64_t n_ctx : {1, 15, 16, 17, 47, 63, 64, 65, 130}) {
+    for (const KvType type_k : kTypes) {
+      for (const KvType type_v : kTypes) {
+        const cpu::CpuKvCache cache({1, 2, 64, 64, n_ctx, type_k, type_v});
+        const int64_t tile_bytes = cpu::kTile / cpu::kPositions * cpu::k_block_bytes(type_k, 64);
+        CHECK(cache.v(0, 0) - cache.k(0, 0) >= (n_ctx + cpu::kTile - 1) / cpu::kTile * tile_bytes, "n_ctx %lld",
+              (long long)n_ctx);
+        Engine engine(models::ModelSource({file.path()}, tiny.tensors, tiny.metadata), {n_ctx, 1, type_k, type_v, ""});
+        const auto full = engine.make_cache();
+        std::vector<float> logits(40);
+        engine.forward(*full, std::vector<int32_t>(size_t(n_ctx), 3), false, logits.data());
+        CHECK(std::ranges::all_of(logits, [](float x) { return std::isfinite(x); }));
+      }
+    }
+  }
+}
+
 // The file loses its end between two passes: an error, and other models of the process go on.
 void cut_file() {
   const TinyModel tiny = make_tiny({}, TypeId::Q8_0);
@@ -368,6 +394,7 @@ int main() {
   hostile_metadata();
   hostile_calls();
   errors_append_nothing();
+  odd_contexts();
   cut_file();
   return test::failures("test_engine");
 }

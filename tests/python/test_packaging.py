@@ -1,4 +1,4 @@
-"""What is installed: the stub, the type marker, an import that costs little, the wheel's files, one version."""
+"""What is installed: the stub, the type marker, an import that costs little, the wheel's files, the version."""
 
 from __future__ import annotations
 
