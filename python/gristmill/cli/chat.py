@@ -88,8 +88,8 @@ class Chat:
 
     def _template_arguments(self) -> dict[str, Any]:
         arguments = dict(self._args.chat_template_kwargs)
-        if self._args.reasoning != "auto":
-            arguments.setdefault("enable_thinking", self._args.reasoning == "on")
+        # QwQ's template closes the thinking that it opened unless this is said; templates without the switch ignore it.
+        arguments.setdefault("enable_thinking", self._args.reasoning != "off")
         return arguments
 
     def loop(self, first: str | None = None) -> int:
