@@ -1,4 +1,4 @@
-"""What is installed: the stub, the type marker, an import that costs little, the wheel's files, the version."""
+"""What is installed: the stub, the type marker, a cheap import, the wheel's files, the version."""
 
 from __future__ import annotations
 
