@@ -73,7 +73,8 @@ CpuKvCache::CpuKvCache(const KvShape& shape) : KvCache(shape) {
   if ((shape.type_k == KvType::Q8_0 && shape.head_dim_k % 32 != 0) ||
       (shape.type_v == KvType::Q8_0 && shape.head_dim_v % 32 != 0))
     throw ArgumentError("[kv cache] q8_0, expected heads of a multiple of 32, got " + std::to_string(shape.head_dim_k));
-  k_bytes_ = whole_pages(k_blocks(shape.n_ctx) * k_block_bytes(shape.type_k, shape.head_dim_k));
+  const int64_t blocks = (shape.n_ctx + kTile - 1) / kTile * (kTile / kPositions);
+  k_bytes_ = whole_pages(blocks * k_block_bytes(shape.type_k, shape.head_dim_k));
   v_bytes_ = whole_pages(shape.n_ctx * v_row_bytes(shape.type_v, shape.head_dim_v));
   total_bytes_ = int64_t(checked_mul(uint64_t(k_bytes_ + v_bytes_), uint64_t(shape.n_layer) * uint64_t(shape.n_head_kv)));
   void* memory = mmap(nullptr, size_t(total_bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

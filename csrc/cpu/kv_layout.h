@@ -12,12 +12,9 @@
 namespace gristmill::cpu {
 
 constexpr int kPositions = 16;
-// Positions whose scores attention computes together. It masks those beyond the sequence afterwards, so K has memory for
-// whole tiles, whatever the context's length.
+// Positions that attention scores together. Kernels read whole tiles, so a cache holds whole tiles of K.
 constexpr int kTile = 64;
 static_assert(kTile % kPositions == 0);
-
-inline int64_t k_blocks(int64_t n_ctx) { return (n_ctx + kTile - 1) / kTile * (kTile / kPositions); }
 
 inline int64_t bytes_of(KvType type, int64_t n) {
   switch (type) {
