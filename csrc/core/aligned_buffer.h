@@ -23,7 +23,8 @@ class AlignedBuffer {
       size_ = 0;
       const size_t bytes = (n * sizeof(T) + 63) / 64 * 64;
       memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-      if (!memory_) throw DeviceError("[memory] work space, " + std::to_string(bytes) + " bytes could not be allocated");
+      if (!memory_)
+        throw DeviceError("[memory] work space, " + std::to_string(bytes) + " bytes could not be allocated");
       size_ = n;
     }
     return memory_.get();

@@ -20,8 +20,8 @@ class MappedFile {
   uint64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
-  // Throws GGUFError once a page could not be read, or when the file is shorter than it was: results since then may have
-  // been made from zeros in place of weights. Called after every pass.
+  // Throws GGUFError once a page could not be read, or when the file is shorter than it was: results since then may
+  // have been made from zeros in place of weights. Called after every pass.
   void check() const;
 
  private:

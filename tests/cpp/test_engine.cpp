@@ -12,7 +12,9 @@
 
 #include "check.h"
 #include "core/error.h"
+#include "cpu/cpu_kv_cache.h"
 #include "cpu/dispatch.h"
+#include "cpu/kv_layout.h"
 #include "tiny_model.h"
 
 namespace gristmill {
@@ -141,19 +143,15 @@ void hostile_tensors() {
   constexpr uint64_t kHuge = std::numeric_limits<uint64_t>::max();
   const auto G = Expect::kGGUF;
   broken("offset at the end", G, "ends at byte", [&](TinyModel& m) { q(m).offset = m.bytes.size(); });
-  broken("one byte too far", G, "ends at byte", [&](TinyModel& m) {
-    m.tensors.back().offset += 1;
-  });
+  broken("one byte too far", G, "ends at byte", [&](TinyModel& m) { m.tensors.back().offset += 1; });
   broken("offset overflows", G, "does not fit 64 bits", [&](TinyModel& m) { q(m).offset = kHuge - 31; });
   broken("offset of 2^63", G, "ends at byte", [&](TinyModel& m) { q(m).offset = uint64_t{1} << 63; });
   broken("rows overflow", G, "does not fit 64 bits", [&](TinyModel& m) { q(m).shape = {uint64_t{1} << 60, 256}; });
-  broken("product overflows", G, "does not fit 64 bits", [&](TinyModel& m) {
-    q(m).shape = {uint64_t{1} << 32, uint64_t{1} << 32, 256};
-  });
+  broken("product overflows", G, "does not fit 64 bits",
+         [&](TinyModel& m) { q(m).shape = {uint64_t{1} << 32, uint64_t{1} << 32, 256}; });
   // 2^33 * 2^31 * 256 / 256 * 144 wraps to 0 without checks.
-  broken("product wraps to zero", G, "does not fit 64 bits", [&](TinyModel& m) {
-    q(m).shape = {uint64_t{1} << 33, uint64_t{1} << 31, 256};
-  });
+  broken("product wraps to zero", G, "does not fit 64 bits",
+         [&](TinyModel& m) { q(m).shape = {uint64_t{1} << 33, uint64_t{1} << 31, 256}; });
   broken("columns of 2^64 - 256", G, "", [&](TinyModel& m) { q(m).shape = {1, kHuge - 255}; });
   broken("no rows", G, "ends at byte", [&](TinyModel& m) { q(m).shape = {0, 256}; });
   broken("no columns", G, "multiple of 256", [&](TinyModel& m) { q(m).shape = {256, 0}; });
@@ -162,22 +160,20 @@ void hostile_tensors() {
   broken("a file of another", G, "not open", [&](TinyModel& m) { q(m).file_index = 1; });
   broken("a negative file", G, "not open", [&](TinyModel& m) { q(m).file_index = -1; });
   broken("twice", G, "appears twice", [&](TinyModel& m) { m.tensors.push_back(q(m)); });
-  broken("odd floats", G, "expected a multiple of 4", [&](TinyModel& m) { m.tensor("output_norm.weight").offset += 2; });
+  broken("odd floats", G, "expected a multiple of 4",
+         [&](TinyModel& m) { m.tensor("output_norm.weight").offset += 2; });
   broken("type 4", Expect::kUnsupported, "type 4", [&](TinyModel& m) { q(m).type_id = 4; });
   broken("type 2^32 - 1", Expect::kUnsupported, "4294967295", [&](TinyModel& m) { q(m).type_id = 0xffffffffu; });
-  broken("vocabulary without rows of its own", G, "output.weight", [&](TinyModel& m) {
-    m.tensor("token_embd.weight").shape = {39, 256};
-  });
-  broken("a token that the shorter vocabulary lacks", Expect::kArgument, "0 to 19", [&](TinyModel& m) {
-    m.tensor("token_embd.weight").shape = m.tensor("output.weight").shape = {20, 256};
-  });
+  broken("vocabulary without rows of its own", G, "output.weight",
+         [&](TinyModel& m) { m.tensor("token_embd.weight").shape = {39, 256}; });
+  broken("a token that the shorter vocabulary lacks", Expect::kArgument, "0 to 19",
+         [&](TinyModel& m) { m.tensor("token_embd.weight").shape = m.tensor("output.weight").shape = {20, 256}; });
   broken("rope_freqs of zero", G, "rope_freqs", [&](TinyModel& m) {
     m.tensors.push_back({"rope_freqs.weight", uint32_t(TypeId::F32), {32}, 0, m.bytes.size()});
     m.bytes.resize(m.bytes.size() + 128);
   });
-  broken("rope_freqs too short", G, "expected shape [32], got [16]", [&](TinyModel& m) {
-    m.tensors.push_back({"rope_freqs.weight", uint32_t(TypeId::F32), {16}, 0, 0});
-  });
+  broken("rope_freqs too short", G, "expected shape [32], got [16]",
+         [&](TinyModel& m) { m.tensors.push_back({"rope_freqs.weight", uint32_t(TypeId::F32), {16}, 0, 0}); });
   broken("an empty file", G, "not a regular, non-empty", [&](TinyModel& m) { m.bytes.clear(); });
   broken("no tensors", G, "token_embd.weight is missing", [&](TinyModel& m) { m.tensors.clear(); });
 
@@ -188,8 +184,16 @@ void hostile_tensors() {
   }
   // Every tensor with every shape that some other one has, and more: refused, unless it is the right one.
   for (size_t i = 0; i < sound.tensors.size(); ++i) {
-    for (const std::vector<uint64_t>& shape : std::initializer_list<std::vector<uint64_t>>{
-             {256}, {1, 256}, {128, 256}, {256, 128}, {256, 256}, {40, 256}, {2, 128, 256}, {1, 1, 1, 256}, {512}, {1}}) {
+    for (const std::vector<uint64_t>& shape : std::initializer_list<std::vector<uint64_t>>{{256},
+                                                                                           {1, 256},
+                                                                                           {128, 256},
+                                                                                           {256, 128},
+                                                                                           {256, 256},
+                                                                                           {40, 256},
+                                                                                           {2, 128, 256},
+                                                                                           {1, 1, 1, 256},
+                                                                                           {512},
+                                                                                           {1}}) {
       TinyModel model = sound;
       model.tensors[i].shape = shape;
       check_sound_or_refused(sound.tensors[i].name, [&] { return run(model, kScalar); });
@@ -304,13 +308,14 @@ void hostile_calls() {
   KvCache* two[] = {cache.get(), cache.get()};
   const int32_t ids[] = {1, 2};
   check_throws("a session twice", Expect::kArgument, "twice", [&] { engine.decode(two, ids, logits.data()); });
-  check_throws("a token too many", Expect::kArgument, "one for each", [&] { engine.decode(std::span(two).first(1), ids, logits.data()); });
-  check_throws("decode, full", Expect::kContextFull, "full", [&] { engine.decode(std::span(two).first(1), std::span(ids).first(1), logits.data()); });
+  check_throws("a token too many", Expect::kArgument, "one for each",
+               [&] { engine.decode(std::span(two).first(1), ids, logits.data()); });
+  check_throws("decode, full", Expect::kContextFull, "full",
+               [&] { engine.decode(std::span(two).first(1), std::span(ids).first(1), logits.data()); });
   TinyShape small_heads;
   small_heads.n_head = small_heads.n_head_kv = 16;
-  check_throws("q8_0 of 16", Expect::kArgument, "multiple of 32", [&] {
-    run(make_tiny(small_heads, TypeId::F16), {0, 1, KvType::Q8_0, KvType::F16, "scalar"});
-  });
+  check_throws("q8_0 of 16", Expect::kArgument, "multiple of 32",
+               [&] { run(make_tiny(small_heads, TypeId::F16), {0, 1, KvType::Q8_0, KvType::F16, "scalar"}); });
 }
 
 // After an error in the middle the session holds what it held before, and the next call is as if nothing had been.
@@ -325,12 +330,37 @@ void errors_append_nothing() {
   std::vector<float> logits(40), expected(40);
   const int32_t first[] = {1, 2, 3}, bad[] = {4, 7}, next[] = {5};
   engine.forward(*cache, first, false, logits.data());
-  check_throws("NaN in a row", Expect::kError, "position 4 are not finite", [&] { engine.forward(*cache, bad, false, logits.data()); });
+  check_throws("NaN in a row", Expect::kError, "position 4 are not finite",
+               [&] { engine.forward(*cache, bad, false, logits.data()); });
   CHECK(cache->n_past() == 3, "%lld", (long long)cache->n_past());
   engine.forward(*cache, next, false, logits.data());
   engine.forward(*other, first, false, expected.data());
   engine.forward(*other, next, false, expected.data());
   CHECK(logits == expected);
+}
+
+// Contexts that end in the middle of what attention takes at a time. It reads K by whole tiles, so that they must lie in
+// the memory of their own head: what follows the last head's belongs to nobody.
+void odd_contexts() {
+  constexpr KvType kTypes[] = {KvType::F32, KvType::F16, KvType::Q8_0};
+  const TinyModel tiny = make_tiny({}, TypeId::F16);
+  const MemoryFile file;
+  CHECK(file.write(tiny.bytes));
+  for (const int64_t n_ctx : {1, 15, 16, 17, 47, 63, 64, 65, 130}) {
+    for (const KvType type_k : kTypes) {
+      for (const KvType type_v : kTypes) {
+        const cpu::CpuKvCache cache({1, 2, 64, 64, n_ctx, type_k, type_v});
+        const int64_t tile_bytes = cpu::kTile / cpu::kPositions * cpu::k_block_bytes(type_k, 64);
+        CHECK(cache.v(0, 0) - cache.k(0, 0) >= (n_ctx + cpu::kTile - 1) / cpu::kTile * tile_bytes, "n_ctx %lld",
+              (long long)n_ctx);
+        Engine engine(models::ModelSource({file.path()}, tiny.tensors, tiny.metadata), {n_ctx, 1, type_k, type_v, ""});
+        const auto full = engine.make_cache();
+        std::vector<float> logits(40);
+        engine.forward(*full, std::vector<int32_t>(size_t(n_ctx), 3), false, logits.data());
+        CHECK(std::ranges::all_of(logits, [](float x) { return std::isfinite(x); }));
+      }
+    }
+  }
 }
 
 // The file loses its end between two passes: an error, and other models of the process go on.
@@ -364,6 +394,7 @@ int main() {
   hostile_metadata();
   hostile_calls();
   errors_append_nothing();
+  odd_contexts();
   cut_file();
   return test::failures("test_engine");
 }

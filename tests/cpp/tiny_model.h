@@ -1,5 +1,5 @@
-// A model of a few kilobytes, as the Python side hands it over: a file of weights, a tensor table, metadata. Tests break
-// it in every way and see what the engine says.
+// A model of a few kilobytes, as the Python side hands it over: a file of weights, a tensor table, metadata. Tests
+// break it in every way and see what the engine says.
 #pragma once
 
 #include <sys/mman.h>
@@ -33,7 +33,8 @@ class MemoryFile {
 
   std::string path() const { return "/proc/self/fd/" + std::to_string(fd_); }
   bool write(const std::vector<std::byte>& bytes) const {
-    return ftruncate(fd_, off_t(bytes.size())) == 0 && pwrite(fd_, bytes.data(), bytes.size(), 0) == ssize_t(bytes.size());
+    return ftruncate(fd_, off_t(bytes.size())) == 0 &&
+           pwrite(fd_, bytes.data(), bytes.size(), 0) == ssize_t(bytes.size());
   }
 
  private:

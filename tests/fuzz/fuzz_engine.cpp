@@ -40,33 +40,53 @@ const char* const kTexts[] = {"none", "linear", "yarn", "", "longrope"};
 
 models::Value take_value(fuzz::Input& input) {
   switch (input.below(6)) {
-    case 0: return input.flip();
-    case 1: return int64_t(input.take<int8_t>());
-    case 2: return input.take<int64_t>();
-    case 3: return double(input.take<int8_t>()) / 4;
-    case 4: return input.take<double>();
-    default: return std::string(input.pick(kTexts));
+    case 0:
+      return input.flip();
+    case 1:
+      return int64_t(input.take<int8_t>());
+    case 2:
+      return input.take<int64_t>();
+    case 3:
+      return double(input.take<int8_t>()) / 4;
+    case 4:
+      return input.take<double>();
+    default:
+      return std::string(input.pick(kTexts));
   }
 }
 
 uint64_t take_size(fuzz::Input& input) {
   switch (input.below(4)) {
-    case 0: return input.take<uint8_t>();
-    case 1: return uint64_t{32} << input.below(60);
-    case 2: return input.take<uint16_t>();
-    default: return input.take<uint64_t>();
+    case 0:
+      return input.take<uint8_t>();
+    case 1:
+      return uint64_t{32} << input.below(60);
+    case 2:
+      return input.take<uint16_t>();
+    default:
+      return input.take<uint64_t>();
   }
 }
 
 void mutate(test::TinyModel& model, const std::string& prefix, fuzz::Input& input) {
-  const auto tensor = [&]() -> models::TensorEntry& { return model.tensors[input.below(uint32_t(model.tensors.size()))]; };
+  const auto tensor = [&]() -> models::TensorEntry& {
+    return model.tensors[input.below(uint32_t(model.tensors.size()))];
+  };
   switch (input.below(11)) {
     case 0:
     case 1:
-    case 2: model.metadata[prefix + input.pick(kKeys)] = take_value(input); break;
-    case 3: model.metadata.erase(prefix + input.pick(kKeys)); break;
-    case 4: tensor().offset = take_size(input); break;
-    case 5: tensor().type_id = input.below(40); break;
+    case 2:
+      model.metadata[prefix + input.pick(kKeys)] = take_value(input);
+      break;
+    case 3:
+      model.metadata.erase(prefix + input.pick(kKeys));
+      break;
+    case 4:
+      tensor().offset = take_size(input);
+      break;
+    case 5:
+      tensor().type_id = input.below(40);
+      break;
     case 6: {
       auto& shape = tensor().shape;
       if (shape.empty() || input.flip()) {
@@ -81,7 +101,9 @@ void mutate(test::TinyModel& model, const std::string& prefix, fuzz::Input& inpu
       tensor().shape = shape;
       break;
     }
-    case 8: tensor().file_index = input.take<int8_t>(); break;
+    case 8:
+      tensor().file_index = input.take<int8_t>();
+      break;
     case 9: {  // bytes of weights
       const size_t at = input.take<uint32_t>() % model.bytes.size();
       for (size_t i = 0, n = input.below(64); i < n && at + i < model.bytes.size(); ++i)
@@ -89,7 +111,8 @@ void mutate(test::TinyModel& model, const std::string& prefix, fuzz::Input& inpu
       break;
     }
     default:
-      if (model.tensors.size() > 1) model.tensors.erase(model.tensors.begin() + input.below(uint32_t(model.tensors.size())));
+      if (model.tensors.size() > 1)
+        model.tensors.erase(model.tensors.begin() + input.below(uint32_t(model.tensors.size())));
   }
 }
 

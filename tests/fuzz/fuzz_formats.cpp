@@ -45,7 +45,8 @@ void check_decode(const formats::FormatInfo& f, const std::vector<uint8_t>& byte
 void check_encode(const formats::FormatInfo& f, fuzz::Input& input) {
   const size_t n = size_t(f.block_size) * (1 + input.below(2));
   const bool weighted = input.flip();
-  const auto x = std::make_unique<float[]>(n), importance = std::make_unique<float[]>(n), y = std::make_unique<float[]>(n);
+  const auto x = std::make_unique<float[]>(n), importance = std::make_unique<float[]>(n),
+             y = std::make_unique<float[]>(n);
   const float scale = input.take<float>();
   for (size_t i = 0; i < n; ++i) {
     x[i] = input.flip() ? input.take<float>() : float(input.take<int8_t>()) * scale;

@@ -21,9 +21,12 @@ namespace {
 
 double take_number(fuzz::Input& input) {
   switch (input.below(3)) {
-    case 0: return double(input.take<uint8_t>()) / 128;
-    case 1: return input.take<float>();
-    default: return input.take<double>();
+    case 0:
+      return double(input.take<uint8_t>()) / 128;
+    case 1:
+      return input.take<float>();
+    default:
+      return input.take<double>();
   }
 }
 
@@ -33,17 +36,28 @@ SamplerPtr take_sampler(fuzz::Input& input, size_t n_vocab) {
   const auto number = [&] { return take_number(input); };
   const auto keep = [&] { return size_t(input.take<uint8_t>()); };
   switch (input.below(13)) {
-    case 0: return std::make_shared<TopK>(take_count(input));
-    case 1: return std::make_shared<TopP>(number(), keep());
-    case 2: return std::make_shared<MinP>(number(), keep());
-    case 3: return std::make_shared<TypicalP>(number(), keep());
-    case 4: return std::make_shared<TopNSigma>(number());
-    case 5: return std::make_shared<Xtc>(number(), number(), keep());
-    case 6: return std::make_shared<Greedy>();
-    case 7: return std::make_shared<Temperature>(number(), number(), number());
-    case 8: return std::make_shared<Penalties>(take_count(input), float(number()), float(number()), float(number()));
-    case 9: return std::make_shared<Mirostat>(number(), number());
-    case 10: return std::make_shared<MirostatV2>(number(), number());
+    case 0:
+      return std::make_shared<TopK>(take_count(input));
+    case 1:
+      return std::make_shared<TopP>(number(), keep());
+    case 2:
+      return std::make_shared<MinP>(number(), keep());
+    case 3:
+      return std::make_shared<TypicalP>(number(), keep());
+    case 4:
+      return std::make_shared<TopNSigma>(number());
+    case 5:
+      return std::make_shared<Xtc>(number(), number(), keep());
+    case 6:
+      return std::make_shared<Greedy>();
+    case 7:
+      return std::make_shared<Temperature>(number(), number(), number());
+    case 8:
+      return std::make_shared<Penalties>(take_count(input), float(number()), float(number()), float(number()));
+    case 9:
+      return std::make_shared<Mirostat>(number(), number());
+    case 10:
+      return std::make_shared<MirostatV2>(number(), number());
     case 11: {
       std::vector<Dry::Breaker> breakers(input.below(3));
       for (Dry::Breaker& b : breakers) {
@@ -55,7 +69,8 @@ SamplerPtr take_sampler(fuzz::Input& input, size_t n_vocab) {
     default: {
       std::vector<std::pair<int32_t, float>> biases;
       for (uint32_t i = 0, n = input.below(4); i < n; ++i)
-        biases.emplace_back(input.flip() ? int32_t(input.below(uint32_t(n_vocab))) : input.take<int32_t>(), float(number()));
+        biases.emplace_back(input.flip() ? int32_t(input.below(uint32_t(n_vocab))) : input.take<int32_t>(),
+                            float(number()));
       return std::make_shared<LogitBias>(std::move(biases));
     }
   }

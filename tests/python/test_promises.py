@@ -1,5 +1,5 @@
-"""What gristmill promises about bad input and bad luck: which tests prove each promise, and those few that belong to
-no single part."""
+"""What gristmill promises about bad input and bad luck: the tests that prove each promise, and the few tests
+that belong to no single part."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ PROMISES = {
         ),
     ),
     14: Promise(
-        "Downloads stay in their folder, are verified, resume, are renamed when whole; tokens never cross hosts; "
-        "kill -9 and a full disk lose nothing.",
+        "Downloads stay in their folder, are verified, resume, are renamed when whole; tokens never cross "
+        "hosts; kill -9 and a full disk lose nothing.",
         (
             "test_pull.py::test_wheels_that_are_refused",
             "test_pull.py::test_model_that_is_not_what_is_expected",
@@ -181,7 +181,7 @@ def test_every_promise_has_its_tests(number: int) -> None:
         else:
             source = (ROOT / "tests" / name).read_text()
             uses = re.findall(rf"\b{function}\b(?:<\w+>)?\(", source)
-            called = len(uses) >= 2 or function == "LLVMFuzzerTestOneInput" and len(uses) == 1
+            called = len(uses) >= 2 or (function == "LLVMFuzzerTestOneInput" and len(uses) == 1)
             assert called, f"{proof} is not defined and called"
 
 
@@ -250,7 +250,9 @@ except gristmill.GGUFError as error:
     print("alive:", error)
 thread.join()
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"alive: {own_copy}: the file was cut"), done.stdout
 
@@ -277,7 +279,9 @@ def test_nan_scale_names_the_position(tiny_model: TinyModel, tmp_path: Path, nam
         session.forward(ids[:3])  # rows without the flaw
         ids = ids[3:]
     n_past = session.n_past
-    with pytest.raises(gristmill.Error, match=rf"^{re.escape(str(path))}: the logits at position 3 are not finite"):
+    with pytest.raises(
+        gristmill.Error, match=rf"^{re.escape(str(path))}: the logits at position 3 are not finite"
+    ):
         session.forward(ids)
     assert session.n_past == len(session.tokens) == n_past
 
@@ -330,7 +334,7 @@ print(np.isfinite(small.session().forward([1, 2, 3])).all())
 
 @needs_limits
 def test_memory_that_runs_out_anywhere(tiny_model: TinyModel) -> None:
-    """Loading, sessions and passes under ever larger limits: an error each until one fits, then the right logits."""
+    """Loading, sessions and passes under ever larger limits: errors until one fits, then the right logits."""
     path = str(tiny_model(formats="Q4_K", n_ctx=4096))
     out = run_limited(f"""
 ids = [i % 300 for i in range(3000)]
@@ -396,5 +400,7 @@ def test_nothing_that_executes_data_is_used() -> None:
                     if word.arg == "shell" and getattr(word.value, "value", None) is not False
                 ]
                 allow_pickle = [word for word in node.keywords if word.arg == "allow_pickle"]
-                found += [f"{where}: allow_pickle" for word in allow_pickle if getattr(word.value, "value", True)]
+                found += [
+                    f"{where}: allow_pickle" for word in allow_pickle if getattr(word.value, "value", True)
+                ]
     assert not found
