@@ -46,7 +46,6 @@ void Engine::run(const Batch& batch, float* logits) {
   const std::lock_guard lock(mutex_);
   model_->forward(batch, logits);
   source_.check_files();
-  for (const Span& span : batch.spans) span.cache->advance(span.n_rows);
   const int64_t n_vocab = hyperparameters().n_vocab;
   for (size_t i = 0; i < batch.output_rows.size(); ++i) {
     const float* row = logits + int64_t(i) * n_vocab;
@@ -57,6 +56,8 @@ void Engine::run(const Batch& batch, float* logits) {
       throw Error(source_.path() + ": the logits at position " + std::to_string(batch.positions[size_t(batch.output_rows[i])]) +
                   " are not finite; the file's weights or scales hold NaN or infinity, or overflow");
   }
+  // Last: after an error the sequences hold what they held before.
+  for (const Span& span : batch.spans) span.cache->advance(span.n_rows);
 }
 
 void Engine::forward(KvCache& cache, std::span<const int32_t> tokens, bool all_logits, float* logits) {

@@ -1,4 +1,6 @@
 // C++ exceptions become the classes of gristmill.errors (defined in Python, so that they are documented and typed there).
+#include <new>
+
 #include "bindings/bindings.h"
 #include "core/error.h"
 
@@ -30,6 +32,8 @@ void bind_errors(nb::module_&) {
       raise("ArgumentError", e.what());
     } catch (const Error& e) {
       raise("Error", e.what());
+    } catch (const std::bad_alloc&) {
+      raise("DeviceError", "[memory] an allocation failed");
     }
   });
 }

@@ -85,6 +85,9 @@ nb::tuple affine_rows(ConstBytes packed, uint32_t type_id, int64_t n_cols) {
 void bind_kernels(nb::module_& m) {
   m.def("matmul", &matmul, "packed"_a, "type_id"_a, "n_cols"_a, "x"_a, "isa"_a = "", "mode"_a = "auto",
         "x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m].");
+  m.def(
+      "activation_group", [](const std::string& isa) { return cpu::choose_kernels(isa).activation_group; }, "isa"_a,
+      "How many activations share a scale in products with quantized weights; 0 for a whole row.");
   m.def("affine_rows", &affine_rows, "packed"_a, "type_id"_a, "n_cols"_a,
         "Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).");
 }

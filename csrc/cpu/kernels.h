@@ -50,6 +50,8 @@ struct Kernels {
   const char* name;
   // Rows of weights that a prefill task takes together; its scratch is sized by it.
   int gemm_rows;
+  // Activations that share a scale: what bounds the error of a product. 0: the whole row.
+  int activation_group;
   int64_t (*activation_bytes)(int64_t n_cols);
   void (*quantize_activations)(const float* x, int64_t n_cols, std::byte* out);
   MatmulFunction decode[kFormats];   // n <= kDecodeRows

@@ -19,6 +19,11 @@ def dequantize_rows(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, No
 def matmul(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], isa: str = '', mode: str = 'auto') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m]."""
 
+def activation_group(isa: str) -> int:
+    """
+    How many activations share a scale in products with quantized weights; 0 for a whole row.
+    """
+
 def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int) -> tuple:
     """
     Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).

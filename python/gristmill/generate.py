@@ -123,7 +123,7 @@ def generate(
     session: Session | None = None,
     ignore_eog: bool = False,
     split_reasoning: bool = False,
-    add_special: bool = True,
+    add_special: bool | None = None,
     parse_special: bool = True,
 ) -> Generation:
     """Continue a prompt.
@@ -139,7 +139,8 @@ def generate(
         ignore_eog: Whether end-of-generation tokens are masked out, so that only ``max_tokens`` ends it.
         split_reasoning: Whether text between ``<think>`` and ``</think>`` comes as pieces of kind
             ``"reasoning"`` without the tags.
-        add_special: Whether the tokenizer adds what the file asks for (BOS); for text only.
+        add_special: Whether the tokenizer adds what the file asks for (BOS); for text only. None adds it unless
+            the text, such as a rendered chat template, begins with it already.
         parse_special: Whether special tokens in the text are parsed; for text only.
 
     Returns:
@@ -153,6 +154,9 @@ def generate(
     started = time.perf_counter()
     tokenizer = model.tokenizer
     if isinstance(prompt, str):
+        if add_special is None:
+            bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+            add_special = not (bos and parse_special and prompt.startswith(bos))
         text, ids = prompt, tokenizer.encode(prompt, add_special=add_special, parse_special=parse_special)
     else:
         ids = [int(i) for i in prompt]
@@ -179,7 +183,7 @@ def generate(
 
         splitter = ReasoningSplitter(inside=opens_reasoning(text))
     tokens = loop.tokens(max_tokens, ignore_eog)
-    generation.pieces = _pieces(tokens, loop, tokenizer.stream(), StopMatcher(stop), splitter)
+    generation.pieces = _pieces(tokens, loop, tokenizer.stream(skip_special=True), StopMatcher(stop), splitter)
     return generation
 
 

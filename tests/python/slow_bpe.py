@@ -210,7 +210,7 @@ def merge_word_once(word: tuple[str, ...], pair: tuple[str, str]) -> list[str]:
 SAMPLE = (
     "The the there then this that don't we'll HELLO hello world 123 4567 89 the end.\n\n"
     "def f(x):\n    return x + 1  # comment\n日本語 日本 中文 émigré été Ωмега 😀😀 ... !!! \n\n\n"
-    "    aaaa aaaaaa"
+    "    aaaa aaaaaa\n\n\n\n\n\n    x\r\n\r\n\r\n        y\n\n\n"
 ) * 3
 MERGES = train(SAMPLE, 220)
 SPECIAL = {"<|im_start|>": 3, "<|im_end|>": 3, "<|endoftext|>": 3, "<think>": 4, "</think>": 4}

@@ -41,7 +41,7 @@ def test_lines_from_a_pipe(
     second = f"[system:s][user:one][assistant:{answer}][user:two][assistant:"
     assert loaded[0].prompts == [first, second]
     out, err = capsys.readouterr()
-    assert out == answer + f"you said 'two' in {len(second)} characters"
+    assert out == f"{answer}\nyou said 'two' in {len(second)} characters\n"
     assert err.count("tok/s") == 4  # prefill and decode of two answers
 
 
@@ -59,6 +59,14 @@ def test_what_was_processed_is_reused(
 
 def test_history_has_no_thinking(loaded: list[cli_fake.FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:
     chat(monkeypatch, "think\nnext\n")
+    assert loaded[0].prompts[1] == "[user:think][assistant:thought about think][user:next][assistant:"
+
+
+def test_history_has_no_thinking_that_was_shown_raw_either(
+    loaded: list[cli_fake.FakeModel], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat(monkeypatch, "think\nnext\n", "--reasoning-format", "none")
+    assert capsys.readouterr().out.startswith("<think>hm</think>\n\nthought about think\n")
     assert loaded[0].prompts[1] == "[user:think][assistant:thought about think][user:next][assistant:"
 
 

@@ -1,4 +1,4 @@
-"""What a product does not depend on, what it never hides, and how gristmill.quants.matmul refuses arguments."""
+"""What a product does not depend on, what it never hides, and how quants.matmul refuses arguments."""
 
 from __future__ import annotations
 

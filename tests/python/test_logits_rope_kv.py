@@ -9,7 +9,7 @@ import pytest
 from oracle.build import linear, yarn
 from oracle.engine import Engine
 from oracle.forward import Oracle
-from test_logits import BOUND, F32_CACHE, TinyModel, largest_error, rms_error
+from test_logits import ARCHITECTURES, BOUND, F32_CACHE, TinyModel, largest_error, rms_error
 
 IDS = np.random.default_rng(9).integers(0, 320, 200)
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_scaling(engine: Engine, tiny_model: TinyModel, arch: str, scaling: str) -> None:
     scaled = tiny_model(arch=arch, metadata=SCALINGS[scaling])
     logits = engine.logits(scaled, IDS, **F32_CACHE)
@@ -52,7 +52,7 @@ def test_rope_freqs(engine: Engine, tiny_model: TinyModel) -> None:
     assert largest_error(logits, Oracle(path).forward(IDS)) < BOUND["float"]
 
 
-@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_part_of_each_head_rotates(engine: Engine, tiny_model: TinyModel, arch: str) -> None:
     path = tiny_model(arch=arch, rope_dim=32)
     logits = engine.logits(path, IDS, **F32_CACHE)
@@ -73,7 +73,7 @@ CACHE_BOUNDS = {"f32": 5e-6, "f16": 1e-4, "q8_0": 5e-4}  # root mean square
 
 @pytest.mark.parametrize("type_v", CACHE_BOUNDS)
 @pytest.mark.parametrize("type_k", CACHE_BOUNDS)
-@pytest.mark.parametrize("arch", ["qwen2", "llama"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_cache_type(engine: Engine, tiny_model: TinyModel, arch: str, type_k: str, type_v: str) -> None:
     path = tiny_model(arch=arch)
     reference = Oracle(path).forward(IDS[:150], (type_k, type_v))

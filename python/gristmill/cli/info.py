@@ -94,7 +94,7 @@ def _rows(*pairs: tuple[str, object]) -> list[tuple[str, str]]:
 def _show(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _file(info: ModelInfo) -> list[tuple[str, str]]:
@@ -127,7 +127,8 @@ def _formats(info: ModelInfo) -> list[tuple[str, str]]:
     return [
         (
             use.format,
-            f"{use.n_tensors} tensors, {_parameters(use.n_parameters)} parameters, {size(use.n_bytes)}, "
+            f"{use.n_tensors} {'tensor' if use.n_tensors == 1 else 'tensors'}, "
+            f"{_parameters(use.n_parameters)} parameters, {size(use.n_bytes)}, "
             f"{8 * use.n_bytes / max(use.n_parameters, 1):.2f} bits each",
         )
         for use in info.formats

@@ -83,14 +83,18 @@ def use_color(choice: str, stream: TextIO) -> bool:
 class AnswerWriter:
     """Streams an answer: what the model says to standard output, what it thinks to standard error, dimmed.
 
-    ``thinking`` None hides thoughts. ``color`` is :func:`use_color`'s choice.
+    ``thinking`` None hides thoughts. ``color`` is :func:`use_color`'s choice. An answer's last line is ended
+    on a terminal, and elsewhere if ``end_line`` says so; otherwise what is written is the answer to the byte.
     """
 
-    def __init__(self, content: TextIO, thinking: TextIO | None, *, color: str = "auto") -> None:
+    def __init__(
+        self, content: TextIO, thinking: TextIO | None, *, color: str = "auto", end_line: bool = False
+    ) -> None:
         self._content = content
         self._thinking = thinking
         self._dim = thinking is not None and use_color(color, thinking)
         self._terminal = content.isatty()
+        self._end_line = end_line or self._terminal
         self._thought = False  # thoughts came before the content
         self._open_thought = False  # the line of thoughts is not ended
         self._at_line_start = True
@@ -127,9 +131,9 @@ class AnswerWriter:
             self._open_thought = False
 
     def end(self) -> None:
-        """Ends an answer, also one that was interrupted: on a terminal the next line begins after it."""
+        """Ends an answer, also one that was interrupted."""
         self._end_thoughts()
-        if self._terminal and not self._at_line_start:
+        if self._end_line and not self._at_line_start:
             self._content.write("\n")
         self._thought, self._at_line_start = False, True
         self._content.flush()

@@ -25,7 +25,7 @@ from gristmill.cli.flags import (
 from gristmill.cli.foreign import add_foreign_flags
 from gristmill.cli.inputs import add_text_flags, argument_text, given_text, model_path, read_stdin, read_text
 from gristmill.cli.parser import UsageError
-from gristmill.cli.turn import Answer, Limits, Speaker, statistics
+from gristmill.cli.turn import Answer, Limits, Speaker, count, statistics
 from gristmill.errors import ArgumentError, GristmillWarning
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def report(args: argparse.Namespace, speaker: Speaker, answer: Answer) -> None:
     if answer.finish_reason == "context_full":
         output.note(f"[the context of {speaker.session.n_ctx} tokens is full; --ctx-size gives more]")
     elif answer.finish_reason == "length":
-        output.note(f"[stopped after {args.n_predict} tokens, as --predict says]")
+        output.note(f"[stopped after {count(args.n_predict)}, as --predict says]")
     if args.show_timings:
         output.note(f"[{statistics(answer.stats)}]")
 

@@ -74,7 +74,7 @@ class Speaker:
 def statistics(stats: GenerationStats) -> str:
     """One line: tokens, tokens per second of prefill and decode, time to the first token."""
     reused = f" ({stats.n_reused} reused)" if stats.n_reused else ""
-    parts = [f"prompt {_count(stats.n_prompt)}{reused}", f"answer {_count(stats.n_generated)}"]
+    parts = [f"prompt {count(stats.n_prompt)}{reused}", f"answer {count(stats.n_generated)}"]
     if stats.prompt_seconds:
         parts[0] += f", {stats.prompt_tokens_per_second:.1f} tok/s"
     if stats.decode_seconds:
@@ -84,5 +84,6 @@ def statistics(stats: GenerationStats) -> str:
     return " · ".join(parts)
 
 
-def _count(n: int) -> str:
+def count(n: int) -> str:
+    """``n`` with its noun."""
     return f"{n} token" if n == 1 else f"{n} tokens"

@@ -1,7 +1,7 @@
 """How far a product with packed weights may be from the exact one, computed from the data.
 
-Kernels round activations to 15 bits with one scale per 32 values, multiply integers exactly, and add the scaled
-sums of groups in float32. Float formats are multiplied in float32 throughout.
+Kernels round activations to 15 bits with one scale per 32 values, or per row, multiply integers exactly,
+and add the scaled sums of groups in float32. Float formats are multiplied in float32 throughout.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ ROUND = 2.0**-24  # relative error of one float32 operation
 STEPS = 16256  # of the activation grid on either side of zero
 
 
-def steps(x: Array) -> Array:
+def steps(x: Array, isa: str) -> Array:
     """Distance between neighbouring activations, for each value of x [n, k]; float64."""
     n, k = x.shape
-    peak = np.abs(x.astype(np.float64)).reshape(n, k // 32, 32).max(2)
-    return np.repeat(peak / STEPS, 32, axis=1)
+    group = _core.activation_group(isa) or k
+    peak = np.abs(x.astype(np.float64)).reshape(n, k // group, group).max(2)
+    return np.repeat(peak / STEPS, group, axis=1)
 
 
-def bound(packed: Array, fmt: quants.Format, weights: Array, x: Array) -> Array:
-    """Largest error that each element of ``x @ weights.T`` may have, float64 [n, m]. ``weights`` is packed's."""
+def bound(packed: Array, fmt: quants.Format, weights: Array, x: Array, isa: str) -> Array:
+    """Largest error that each element of ``x @ weights.T`` may have, float64 [n, m]; weights: packed's."""
     k = x.shape[1]
     exact = np.abs(x.astype(np.float64))
     if fmt.kind == "float":
         return exact @ np.abs(weights.astype(np.float64)).T * compounded(k + 2)
-    # Half a step for each value, and what rounding x * (1 / scale) adds to it: two operations on up to 16256 steps.
-    off = steps(x) * (0.5 + 2 * ROUND * STEPS)
+    # Half a step for each value, and what rounding x * (1 / scale) adds: two operations on up to 16256 steps.
+    off = steps(x, isa) * (0.5 + 2 * ROUND * STEPS)
     q, scale, low = _core.affine_rows(packed, fmt.type_id, k)
     group = k // scale.shape[1]
     terms = np.abs(np.repeat(scale, group, axis=1).astype(np.float64)) * q
     terms += np.abs(np.repeat(low, group, axis=1))
-    # Each term is a product of up to six rounded factors and conversions; a group adds at most its dot product and
-    # its minimum to the row's sum, and up to 16 lanes are added at the end.
+    # Each term is a product of up to six rounded factors and conversions; a group adds at most its dot product
+    # and its minimum to the row's sum, and up to 16 lanes are added at the end.
     operations = 6 + 2 * scale.shape[1] + 4
     return off @ np.abs(weights.astype(np.float64)).T + (exact + off) @ terms.T * compounded(operations)
 
 
 def compounded(operations: int) -> float:
-    """Relative error of a sum of products whose every term passes through so many roundings (Higham 2002, 3.1)."""
+    """Relative error of a sum whose every term passes through so many roundings (Higham 2002, 3.1)."""
     return operations * ROUND / (1 - operations * ROUND)
 
 
-def expected_error(weights: Array, x: Array) -> Array:
+def expected_error(weights: Array, x: Array, isa: str) -> Array:
     """Standard deviation that rounding the activations alone gives each element: uniform over a step."""
-    return np.sqrt(steps(x) ** 2 / 12 @ (weights.astype(np.float64) ** 2).T)
+    return np.sqrt(steps(x, isa) ** 2 / 12 @ (weights.astype(np.float64) ** 2).T)

@@ -45,24 +45,30 @@ inline void decode_rows(const std::byte* w, int64_t row_bytes, const std::byte* 
   using U = Unpack<Format>;
   using Block = typename Format::Block;
   __m256 sum[R][T];
-  for (auto& row : sum)
-    for (auto& s : row) s = _mm256_setzero_ps();
+#pragma GCC unroll 8
+  for (int i = 0; i < R * T; ++i) sum[i / T][i % T] = _mm256_setzero_ps();
   const int64_t n_blocks = n_cols / Format::kBlockSize;
   for (int64_t b = 0, chunk = 0; b < n_blocks; b += kBlocksOf256<Format>, ++chunk) {
+#pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
       Blocks256<Format> blocks;
       const U u(blocks.whole(reinterpret_cast<const Block*>(w + r * row_bytes) + b, n_blocks - b));
       const ActivationChunk* a[T];
       alignas(32) float scale[T][U::kScales];
+#pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
         a[t] = reinterpret_cast<const ActivationChunk*>(x + t * x_stride) + chunk;
         join_scales(u, *a[t], scale[t]);
         sum[r][t] = add_minimum(u, *a[t], sum[r][t]);
       }
-      for_each_64([&]<int P>() {
+      // Kept in memory: a broadcast from there needs no shuffle, one from a register two.
+      asm("" : "+m"(scale));
+      for_each_64([&]<int P>() __attribute__((always_inline)) {
         __m256i weights[4];
         u.template weights<P>(weights);
+#pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 2
           for (int g = 0; g < 2; ++g) {
             const int16_t* q = a[t]->q + 64 * P + 32 * g;
             const __m256i first = _mm256_madd_epi16(weights[2 * g], load_q(q));

@@ -31,6 +31,7 @@ template <class... Format>
 constexpr Kernels make(std::tuple<Format...>*) {
   return {"avx2",
           kPanels * kPanelRows,
+          32,
           activation_bytes,
           quantize_activations,
           {decode_kernel<Format>()...},

@@ -15,7 +15,7 @@ namespace {
 constexpr int kPanelRows = 8;
 constexpr int kPanels = 4;  // of a task; together they stay in L1 while the tokens pass
 constexpr int kPair = 2;    // panels that share a broadcast,
-constexpr int kTokens = 4;  // tokens that share a load of weights: 8 sums of integers stay in registers
+constexpr int kTokens = 3;  // tokens that share a load of weights: 8 sums of integers stay in registers
 
 // 8 rows x 8 dwords -> transposed.
 inline void transpose_8x8(__m256i (&r)[8]) {
@@ -55,7 +55,7 @@ inline void pack_panel(const Weight& w, int64_t r, int n_rows, int64_t k0, Panel
     Blocks256<Format> blocks;
     const U u(blocks.whole(reinterpret_cast<const Block*>(row) + k0 / Format::kBlockSize,
                            (w.n_cols - k0) / Format::kBlockSize));
-    for_each_64([&]<int P>() {
+    for_each_64([&]<int P>() __attribute__((always_inline)) {
       __m256i weights[4];
       u.template weights<P>(weights);
       for (int j = 0; j < 4; ++j) rows[4 * P + j][i] = weights[j];
@@ -79,32 +79,39 @@ inline void multiply_panels(const Panel<U>* panels, int n_groups, const std::byt
   constexpr int kGroup = 256 / U::kScales, kMinimaPer32 = U::kMinima / 8;
   const ActivationChunk* a[T];
   for (int t = 0; t < T; ++t) a[t] = reinterpret_cast<const ActivationChunk*>(x + t * x_stride);
-  const auto sum = [&](int t, int p) -> __m256& { return sums[t][first + p]; };
+  const Panel<U>& low = panels[0];
+  const Panel<U>& high = panels[1];
   for (int g = 0; g < n_groups; ++g) {
     for (int s = 32 / kGroup * g; s < 32 / kGroup * (g + 1); ++s) {
-      __m256i acc[T][kPair];
-      for (int i = 0; i < kGroup / 2; ++i) {
-        const int pair = kGroup / 2 * s + i;
+      __m256i dot_low[T], dot_high[T];
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) dot_low[t] = dot_high[t] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (int pair = kGroup / 2 * s; pair < kGroup / 2 * (s + 1); ++pair) {
+#pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
           int32_t two;
           std::memcpy(&two, a[t]->q + 2 * pair, sizeof two);
-          for (int p = 0; p < kPair; ++p) {
-            const __m256i product = _mm256_madd_epi16(panels[p].w[pair], _mm256_set1_epi32(two));
-            acc[t][p] = i ? _mm256_add_epi32(acc[t][p], product) : product;
-          }
+          __m256i q = _mm256_set1_epi32(two);
+          asm volatile("" : "+x"(q));  // one broadcast at a time: all at once would push sums out of registers
+          dot_low[t] = _mm256_add_epi32(dot_low[t], _mm256_madd_epi16(low.w[pair], q));
+          dot_high[t] = _mm256_add_epi32(dot_high[t], _mm256_madd_epi16(high.w[pair], q));
         }
       }
+#pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
         const __m256 scale = _mm256_set1_ps(a[t]->scale[g]);
-        for (int p = 0; p < kPair; ++p)
-          sum(t, p) =
-              _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t][p]), _mm256_mul_ps(panels[p].scale[s], scale), sum(t, p));
+        __m256* sum = sums[t] + first;
+        sum[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot_low[t]), _mm256_mul_ps(low.scale[s], scale), sum[0]);
+        sum[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot_high[t]), _mm256_mul_ps(high.scale[s], scale), sum[1]);
       }
     }
     for (int j = kMinimaPer32 * g; j < kMinimaPer32 * (g + 1); ++j) {
       for (int t = 0; t < T; ++t) {
         const __m256 x_sum = _mm256_set1_ps(kMinimaPer32 == 1 ? a[t]->sum32[j] : a[t]->sum16[j]);
-        for (int p = 0; p < kPair; ++p) sum(t, p) = _mm256_fmadd_ps(panels[p].minimum[j], x_sum, sum(t, p));
+        __m256* sum = sums[t] + first;
+        sum[0] = _mm256_fmadd_ps(low.minimum[j], x_sum, sum[0]);
+        sum[1] = _mm256_fmadd_ps(high.minimum[j], x_sum, sum[1]);
       }
     }
   }

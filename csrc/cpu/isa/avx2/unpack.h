@@ -353,7 +353,7 @@ struct Blocks256 {
 
 // f.template operator()<P>() for the four 64ths of 256 weights.
 template <class F>
-inline void for_each_64(const F& f) {
+[[gnu::always_inline]] inline void for_each_64(const F& f) {
   f.template operator()<0>();
   f.template operator()<1>();
   f.template operator()<2>();

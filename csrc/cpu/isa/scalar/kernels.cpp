@@ -89,6 +89,7 @@ template <class... Format>
 constexpr Kernels make(std::tuple<Format...>*) {
   return {"scalar",
           16,
+          32,
           activation_bytes,
           quantize_activations,
           {decode_kernel<Format>()...},

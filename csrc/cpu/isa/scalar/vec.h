@@ -31,7 +31,7 @@ struct ScalarVec {
   static T max(T a, T b) { return a > b ? a : b; }
   static T min(T a, T b) { return a < b ? a : b; }
   static T round(T x) { return std::nearbyint(x); }
-  static T scale_pow2(T x, T n) { return std::ldexp(x, int(n)); }
+  static T scale_pow2(T x, T n) { return n == n ? std::ldexp(x, int(n)) : n; }
   static float sum(T x) { return x; }
   static float maximum(T x) { return x; }
   static T first_n(T x, int n) { return n > 0 ? x : 0.0f; }

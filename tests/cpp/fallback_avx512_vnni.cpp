@@ -1,0 +1,18 @@
+#include "cpu/isa/avx512_vnni/decode.h"
+#include "cpu/isa/avx512_vnni/prefill.h"
+#include "fallback_formats.h"
+
+namespace gristmill::test {
+namespace {
+
+template <class... Format>
+constexpr FallbackKernels make(std::tuple<Format...>*) {
+  return {{cpu::decode_affine<Format>...}, {cpu::prefill_affine<Format>...}};
+}
+constexpr FallbackKernels kKernels = make(static_cast<UnknownFormats*>(nullptr));
+
+}  // namespace
+
+const FallbackKernels& fallback_avx512_vnni() { return kKernels; }
+
+}  // namespace gristmill::test

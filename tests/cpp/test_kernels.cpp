@@ -1,0 +1,150 @@
+// Products of every format by every instruction set on buffers that end at forbidden pages: weights (the last row of a
+// file may end where its mapping does), activations, bias and results. Values are held to dequantized weights in
+// double; tests/python/test_kernels.py has the tight bounds. Formats without a fast path are held to the same.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu/dispatch.h"
+#include "fallback_formats.h"
+#include "guarded_buffer.h"
+
+namespace gristmill::test {
+namespace {
+
+struct Case {
+  std::string name;
+  const formats::FormatInfo* format;
+  const cpu::Kernels* kernels;
+  cpu::MatmulFunction decode, prefill;
+};
+
+std::mt19937 random_bits(1);
+
+void fill_normal(float* x, size_t n) {
+  std::normal_distribution<float> normal;
+  for (size_t i = 0; i < n; ++i) x[i] = normal(random_bits);
+}
+
+// y of one product in two tasks, rows [0, split) and [split, n_rows).
+void multiply(const Case& c, bool decode, const Weight& w, const float* x, int n, const float* bias, float* y) {
+  const bool affine = w.format->kind == formats::Kind::kAffine;
+  const int64_t stride = affine ? c.kernels->activation_bytes(w.n_cols) : w.n_cols * int64_t(sizeof(float));
+  Guarded<std::byte> quantized(affine ? size_t(n) * size_t(stride) : 1);
+  if (affine)
+    for (int t = 0; t < n; ++t)
+      c.kernels->quantize_activations(x + t * w.n_cols, w.n_cols, quantized.data() + t * stride);
+  const std::byte* input = affine ? quantized.data() : reinterpret_cast<const std::byte*>(x);
+  const int64_t split = w.n_rows / 3;
+  for (const auto& [begin, end] : {std::pair{split, w.n_rows}, {int64_t(0), split}}) {
+    (decode ? c.decode : c.prefill)({&w, begin, end, input, stride, n, bias, y});
+    if (begin > 0)
+      for (int t = 0; t < n; ++t)
+        for (int64_t r = 0; r < begin; ++r)
+          CHECK(std::isnan(y[t * w.n_rows + r]), "%s wrote row %d of no task", c.name.c_str(), int(r));
+  }
+}
+
+void check_case(const Case& c, bool decode, int64_t n_rows, int64_t n_cols, int n, Guarded<std::byte>::Side side) {
+  Weight w{c.name, c.format, nullptr, n_rows, n_cols};
+  const Guarded<std::byte> packed(size_t(n_rows * w.row_bytes()), side);
+  w.data = packed.data();
+  std::vector<float> weights(size_t(n_rows * n_cols));
+  fill_normal(weights.data(), weights.size());
+  c.format->from_float(weights.data(), nullptr, packed.data(), n_rows * n_cols);
+  c.format->to_float(packed.data(), weights.data(), n_rows * n_cols);
+  const Guarded<float> x(size_t(n * n_cols)), bias(static_cast<size_t>(n_rows)), y(size_t(n * n_rows));
+  fill_normal(x.data(), x.size());
+  fill_normal(bias.data(), bias.size());
+  std::fill(y.begin(), y.end(), std::numeric_limits<float>::quiet_NaN());
+  multiply(c, decode, w, x.data(), n, bias.data(), y.data());
+  for (int t = 0; t < n; ++t) {
+    const float* v = x.data() + t * n_cols;
+    double peak = 0.0;
+    for (int64_t k = 0; k < n_cols; ++k) peak = std::max(peak, double(std::fabs(v[k])));
+    for (int64_t r = 0; r < n_rows; ++r) {
+      double exact = bias[size_t(r)], magnitudes = 0.0;
+      for (int64_t k = 0; k < n_cols; ++k) {
+        exact += double(weights[size_t(r * n_cols + k)]) * v[k];
+        magnitudes += std::fabs(weights[size_t(r * n_cols + k)]);
+      }
+      // Twice what rounding every activation the whole way costs, for the float32 sums.
+      const double allowed = magnitudes * peak / 16256 + 1e-6;
+      const double error = std::fabs(y[size_t(t * n_rows + r)] - exact);
+      CHECK(error <= allowed, "%s %s, %d x %d, token %d of %d, row %d: error %g of %g", c.name.c_str(),
+            decode ? "decode" : "prefill", int(n_rows), int(n_cols), t, n, int(r), error, allowed);
+    }
+  }
+}
+
+void check_all_shapes(const Case& c) {
+  const int block = c.format->block_size;
+  for (const int64_t n_cols : {block, 3 * block, block == 256 ? 1280 : 288, block == 1 ? 37 : 2 * block})
+    for (const int64_t n_rows : {1, 3, 17, 45})
+      for (const auto side : {Guarded<std::byte>::kEnd, Guarded<std::byte>::kBegin}) {
+        for (const int n : {1, 2, 3, 5, 8}) check_case(c, true, n_rows, n_cols, n, side);
+        for (const int n : {1, 9, 15}) check_case(c, false, n_rows, n_cols, n, side);
+      }
+}
+
+template <class Format>
+constexpr formats::FormatInfo unknown_info() {
+  using Block = typename Format::Block;
+  return {Format::kId,
+          Format::kName,
+          Format::kKind,
+          Format::kBlockSize,
+          int(sizeof(Block)),
+          Format::kGroup,
+          0.0f,
+          [](const void* blocks, float* y, int64_t n) {
+            for (int64_t i = 0; i < n / Format::kBlockSize; ++i)
+              Format::to_float(static_cast<const Block*>(blocks)[i], y + i * Format::kBlockSize);
+          },
+          [](const float* x, const float*, void* blocks, int64_t n) {
+            for (int64_t i = 0; i < n / Format::kBlockSize; ++i)
+              Format::from_float(x + i * Format::kBlockSize, nullptr, static_cast<Block*>(blocks)[i]);
+          },
+          nullptr};
+}
+
+template <class... Format>
+void check_fallbacks(const cpu::Kernels& kernels, const FallbackKernels& fallback, std::tuple<Format...>*) {
+  static constexpr formats::FormatInfo infos[] = {unknown_info<Format>()...};
+  for (size_t i = 0; i < sizeof...(Format); ++i)
+    check_all_shapes({std::string(kernels.name) + " fallback " + std::string(infos[i].name), &infos[i], &kernels,
+                      fallback.decode[i], fallback.prefill[i]});
+}
+
+void check_isa(const std::string& isa) {
+  const cpu::Kernels& kernels = cpu::choose_kernels(isa);
+  for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
+    const int i = cpu::format_index(f);
+    check_all_shapes({isa + " " + std::string(f->name), f, &kernels, kernels.decode[i], kernels.prefill[i]});
+  }
+  auto* unknown = static_cast<UnknownFormats*>(nullptr);
+#if defined(__x86_64__)
+  if (isa == "avx2") check_fallbacks(kernels, fallback_avx2(), unknown);
+  if (isa == "avx512_vnni") check_fallbacks(kernels, fallback_avx512_vnni(), unknown);
+#endif
+  (void)unknown;
+}
+
+}  // namespace
+}  // namespace gristmill::test
+
+int main() {
+  const std::vector<std::string> supported = gristmill::cpu::supported_isas();
+  for (const std::string& isa : gristmill::cpu::built_isas()) {
+    if (std::ranges::find(supported, isa) == supported.end()) {
+      std::printf("test_kernels: skipped %s, which this machine lacks\n", isa.c_str());
+      continue;
+    }
+    gristmill::test::check_isa(isa);
+  }
+  return gristmill::test::failures("test_kernels");
+}
