@@ -59,27 +59,19 @@ double measure_read_bandwidth(int n_threads, size_t bytes, double seconds, const
   // Written, since untouched pages are all the same page of zeros; by the threads that read, so that it lies near them.
   pool.run(n_chunks, [&](int i) { std::memset(buffer.get() + size_t(i) * kChunk, i + 1, length(i)); });
   std::atomic<uint64_t> seen{0};
-  const double time = fastest(seconds, [&] {
-    pool.run(n_chunks, [&](int i) {
-      seen.fetch_xor(kernels.read_bytes(buffer.get() + size_t(i) * kChunk, length(i)), std::memory_order_relaxed);
-    });
-  });
+  double time = std::numeric_limits<double>::infinity();
+  for (const auto read : kernels.read_bytes) {
+    const auto pass = [&](int i) {
+      seen.fetch_xor(read(buffer.get() + size_t(i) * kChunk, length(i)), std::memory_order_relaxed);
+    };
+    time = std::min(time, fastest(seconds / cpu::kReadWays, [&] { pool.run(n_chunks, pass); }));
+  }
   return double(bytes) / time / 1e9;
 }
 
 double measure_peak_ops(int n_threads, const std::string& kind, double seconds, const std::string& isa) {
   check(n_threads, seconds);
-  const cpu::LimitKernels kernels = cpu::choose_limits(isa);
-  int64_t (*loop)(int64_t) = nullptr;
-  if (kind == "int8") {
-    loop = kernels.multiply_add_int8;
-  } else if (kind == "float32") {
-    loop = kernels.multiply_add_float;
-  } else if (kind == "bfloat16") {
-    loop = kernels.multiply_add_bf16;
-  } else {
-    throw ArgumentError("[limits] kind, expected int8, float32 or bfloat16, got " + kind);
-  }
+  const cpu::PeakLoop loop = cpu::peak_loop(cpu::choose_limits(isa), kind);
   if (!loop) return 0;
   int64_t iterations = 1024;
   for (double time = 0; iterations < cpu::kMaxLimitIterations; iterations *= 2) {

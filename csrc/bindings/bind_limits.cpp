@@ -1,6 +1,7 @@
 // The machine's limits, and kernels against the clock: what gristmill.bench and benchmarks/kernels measure with.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <string>
@@ -43,8 +44,18 @@ Seconds time_packed_matmul(const ConstBytes2& packed, uint32_t type_id, int64_t 
   return Seconds(data, {size}, owner);
 }
 
-uint64_t read_bytes(const ConstBytes1& bytes, const std::string& isa) {
-  return cpu::choose_limits(isa).read_bytes(reinterpret_cast<const std::byte*>(bytes.data()), bytes.size());
+std::vector<uint64_t> read_bytes(const ConstBytes1& bytes, const std::string& isa) {
+  std::vector<uint64_t> sums;
+  for (const auto read : cpu::choose_limits(isa).read_bytes)
+    sums.push_back(read(reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()));
+  return sums;
+}
+
+int64_t multiply_adds(const std::string& kind, int64_t iterations, const std::string& isa) {
+  const cpu::PeakLoop loop = cpu::peak_loop(cpu::choose_limits(isa), kind);
+  if (iterations < 0 || iterations > cpu::kMaxLimitIterations)
+    throw ArgumentError("[limits] iterations, expected 0 to " + std::to_string(cpu::kMaxLimitIterations));
+  return loop ? loop(iterations) : 0;
 }
 
 }  // namespace
@@ -58,7 +69,10 @@ void bind_limits(nb::module_& m) {
         "1e9 operations a second (a multiply-add is two), kind int8, float32 or bfloat16; 0 where there is no such "
         "instruction.");
   m.def("read_bytes", &read_bytes, "bytes"_a, "isa"_a = "",
-        "The loop that bandwidth is measured with: the exclusive or of all 64-bit words.");
+        "The loops that bandwidth is measured with, one after the other: the exclusive or of all 64-bit words.");
+  m.def("multiply_adds", &multiply_adds, "kind"_a, "iterations"_a, "isa"_a = "",
+        "The loop that peaks are measured with: how many multiply-adds the iterations made; 0 where there is no such "
+        "instruction.");
   m.def("time_matmul", &time_packed_matmul, "packed"_a, "type_id"_a, "n_cols"_a, "n"_a, "decode"_a, "n_threads"_a,
         "weight_bytes"_a = 0, "large_pages"_a = true, "seconds"_a = 1.0, "isa"_a = "",
         "Seconds of each product of n rows with packed [m, row_bytes], copies of which are cycled that take "

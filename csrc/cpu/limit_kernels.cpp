@@ -23,4 +23,11 @@ LimitKernels choose_limits(const std::string& isa) {
   throw DeviceError("[limits] nothing measures what " + name + " can do");
 }
 
+PeakLoop peak_loop(const LimitKernels& kernels, const std::string& kind) {
+  if (kind == "int8") return kernels.multiply_add_int8;
+  if (kind == "float32") return kernels.multiply_add_float;
+  if (kind == "bfloat16") return kernels.multiply_add_bf16;
+  throw ArgumentError("[limits] kind, expected int8, float32 or bfloat16, got " + kind);
+}
+
 }  // namespace gristmill::cpu

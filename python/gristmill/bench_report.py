@@ -66,19 +66,24 @@ def as_markdown(results: Sequence[BenchResult]) -> str:
 
 
 def print_table(results: Sequence[BenchResult]) -> None:
-    """The same on a terminal, on standard output."""
+    """The same on a terminal: a table for each model, with what is the same for all in its title."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
-    for name in HEADINGS:
-        number = name in _NUMBERS
-        table.add_column(name, justify="right" if number else "left", no_wrap=number or name == "test")
-    for result in results:
-        table.add_row(*(Text(cell) for cell in row(result)))
     console = Console()
-    console.print(table)
+    tables: dict[str, Table] = {}
+    shared = HEADINGS.index("threads")
+    for result in results:
+        cells = row(result)
+        title = ", ".join(cells[:shared])
+        if title not in tables:
+            tables[title] = Table(title=Text(title), title_justify="left")
+            for name in HEADINGS[shared:]:
+                tables[title].add_column(name, justify="right" if name in _NUMBERS else "left")
+        tables[title].add_row(*(Text(cell) for cell in cells[shared:]))
+    for table in tables.values():
+        console.print(table)
     for line in limit_lines(results):
         console.print(Text(line, style="dim"))
 

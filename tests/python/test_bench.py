@@ -143,16 +143,31 @@ def test_peak_of_every_set(kind: str) -> None:
         assert peak > 0.05 or (kind == "bfloat16" and peak == 0), isa
 
 
-def test_bandwidth_loop_reads_every_byte() -> None:
+def test_peak_loops_do_what_they_are_timed_for() -> None:
+    """Factors of one, so a loop's result is its number of multiply-adds: lanes, products a lane, sums."""
+    lanes = {
+        "avx512_vnni": {"int8": 16 * 4, "float32": 16, "bfloat16": 16 * 2},
+        "avx2": {"int8": 8 * 2, "float32": 8},
+    }
+    expected = {isa: {kind: 12 * n for kind, n in kinds.items()} for isa, kinds in lanes.items()}
+    expected["scalar"] = {"int8": 256, "float32": 32}
+    for isa, kind in itertools.product(_core.supported_isas(), ("int8", "float32", "bfloat16")):
+        done = _core.multiply_adds(kind, 1000, isa)
+        assert done == 1000 * expected[isa].get(kind, 0) or (kind == "bfloat16" and done == 0), (isa, kind)
+        most = 1 << 22
+        assert _core.multiply_adds(kind, most, isa) == done // 1000 * most, (isa, kind)
+
+
+def test_bandwidth_loops_read_every_byte() -> None:
     """Any length and alignment: the exclusive or of the 64-bit words, zeros after the end."""
     data = np.random.default_rng(5).integers(0, 256, 4096, dtype=np.uint8)
-    lengths = (0, 1, 7, 8, 63, 64, 65, 127, 128, 200, 255, 256, 257, 1000)
+    lengths = (0, 1, 7, 8, 63, 64, 65, 127, 128, 200, 255, 256, 257, 1000, 2049)
     for isa, offset, n in itertools.product(_core.supported_isas(), (0, 3), lengths):
         part = data[offset : offset + n]
         padded = np.zeros((n + 7) // 8 * 8, np.uint8)
         padded[:n] = part
         expected = int(np.bitwise_xor.reduce(padded.view(np.uint64))) if n else 0
-        assert _core.read_bytes(part, isa) == expected, (isa, offset, n)
+        assert _core.read_bytes(part, isa) == [expected] * 2, (isa, offset, n)
 
 
 def test_limits_refuse_nonsense() -> None:

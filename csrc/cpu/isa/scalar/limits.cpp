@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/generic/read_bytes.h"
 #include "cpu/limit_kernels.h"
 
 namespace gristmill::cpu {
@@ -10,25 +11,18 @@ namespace {
 // The compiler has to take it that p's memory changed, so a loop's work is done in each iteration.
 inline void forget(const void* p) { asm volatile("" : : "r"(p) : "memory"); }
 
-uint64_t read_bytes(const std::byte* p, size_t n) {
-  constexpr int kWords = 8;
-  uint64_t sum[kWords] = {};
-  for (; n > 0;) {
-    uint64_t words[kWords] = {};
-    const size_t some = std::min(n, sizeof words);
-    if (some == sizeof words) {
-      std::memcpy(words, p, sizeof words);
-    } else {
-      std::memcpy(words, p, some);
-    }
-    for (int i = 0; i < kWords; ++i) sum[i] ^= words[i];
-    p += some;
-    n -= some;
+struct Words {
+  using T = uint64_t;
+  static constexpr size_t kBytes = 8;
+  static T zero() { return 0; }
+  static T load(const std::byte* p) {
+    T x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
   }
-  uint64_t all = 0;
-  for (const uint64_t s : sum) all ^= s;
-  return all;
-}
+  static T exclusive_or(T a, T b) { return a ^ b; }
+  static uint64_t fold(T a) { return a; }
+};
 
 // Long enough a product of 16-bit integers, as the scalar kernels have them, for sums to be reduced rarely.
 int64_t multiply_add_int8(int64_t iterations) {
@@ -63,6 +57,8 @@ int64_t multiply_add_float(int64_t iterations) {
 
 }  // namespace
 
-LimitKernels scalar_limits() { return {"scalar", read_bytes, multiply_add_int8, multiply_add_float, nullptr}; }
+LimitKernels scalar_limits() {
+  return {"scalar", {read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8, multiply_add_float, nullptr};
+}
 
 }  // namespace gristmill::cpu
