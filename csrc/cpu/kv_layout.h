@@ -12,6 +12,9 @@
 namespace gristmill::cpu {
 
 constexpr int kPositions = 16;
+// Positions that attention scores together. Kernels read whole tiles, so a cache holds whole tiles of K.
+constexpr int kTile = 64;
+static_assert(kTile % kPositions == 0);
 
 inline int64_t bytes_of(KvType type, int64_t n) {
   switch (type) {

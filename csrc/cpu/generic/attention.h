@@ -12,8 +12,6 @@
 
 namespace gristmill::cpu {
 
-constexpr int kTile = 64;  // positions; whole K blocks
-
 template <class V, KvType type>
 inline typename V::T load_kv(const std::byte* p, int64_t i) {
   if constexpr (type == KvType::F32) return V::load(reinterpret_cast<const float*>(p) + i);
