@@ -88,6 +88,10 @@ class Model:
     """GGUF metadata with overrides applied."""
     tensors: dict[str, TensorInfo]
     """The tensor table, by GGUF name."""
+    cache_type_k: str
+    """How sessions keep keys: ``"f16"``, ``"f32"`` or ``"q8_0"``."""
+    cache_type_v: str
+    """How sessions keep values."""
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class Model:
         self.path = file.path
         self.metadata = file.metadata.with_overrides(overrides)
         self.tensors = file.tensors
+        self.cache_type_k, self.cache_type_v = cache_type_k, cache_type_v
         self.engine = _core.make_engine(
             [os.fsencode(p) for p in file.paths],
             [(t.name, t.type_id, t.shape, t.file_index, t.offset) for t in file.tensors.values()],

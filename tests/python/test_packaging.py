@@ -1,4 +1,4 @@
-"""What is installed: the stub, the type marker, a cheap import, the wheel's files, one version."""
+"""What is installed: the stub, the type marker, a cheap import, the wheel's files, the version."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def arguments_of(signature: str) -> list[str]:
     """Names of the arguments in ``def f(...) -> ...``."""
     match = re.fullmatch(r"(def [\w]+\(.*\))( -> .*)?", signature, re.DOTALL)
     assert match, signature
-    # Types in nanobind's signatures are placeholders that Python cannot parse (numpy.ndarray[...]).
+    # Types in nanobind's signatures are placeholders that Python cannot parse; names are enough.
     depth, names, current = 0, [], ""
     for c in match[1][match[1].index("(") + 1 : -1] + ",":
         depth += (c in "([{") - (c in ")]}")
@@ -39,7 +39,7 @@ def arguments_of(signature: str) -> list[str]:
 
 
 def compiled_names(owner: object, prefix: str = "") -> dict[str, list[list[str]]]:
-    """Public functions, methods and properties of the compiled module, with each overload's arguments."""
+    """Every public function, method and property of the compiled module; the arguments of each overload."""
     found: dict[str, list[list[str]]] = {}
     for name, value in vars(owner).items():
         if name.startswith("_") and name != "__init__":
@@ -119,20 +119,22 @@ def distribution() -> importlib.metadata.Distribution:
         found = importlib.metadata.distribution("gristmill")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("gristmill runs from its source tree: there is no wheel to look at")
+    if '"editable": true' in (found.read_text("direct_url.json") or ""):
+        pytest.skip("gristmill is installed in place: there is no wheel to look at")
     return found
 
 
 def test_wheel_has_no_stray_files(distribution: importlib.metadata.Distribution) -> None:
     files = [PurePosixPath(str(f)) for f in distribution.files or [] if "__pycache__" not in f.parts]
     allowed = re.compile(
-        r"gristmill/([a-z_]+/)*[a-z_0-9]+\.py|gristmill/_core\.[\w.-]+\.(so|pyd)|gristmill/_core\.pyi|gristmill/py\.typed"
+        r"gristmill/([a-z_]+/)*[a-z_0-9]+\.py|gristmill/_core\.[\w.-]+\.(so|pyd)"
+        r"|gristmill/_core\.pyi|gristmill/py\.typed"
         r"|gristmill-[\w.]+\.dist-info/.+|(\.\./)+bin/gristmill(\.exe)?"
     )
     assert [str(f) for f in files if not allowed.fullmatch(str(f))] == []
     names = {str(f) for f in files}
-    package = ROOT / "python/gristmill"
-    in_tree = [p for p in package.rglob("*.py*") if p.suffix in (".py", ".pyi")]
-    sources = {f"gristmill/{p.relative_to(package).as_posix()}" for p in in_tree}
+    tree = ROOT / "python"
+    sources = {p.relative_to(tree).as_posix() for p in tree.rglob("*.py*") if p.suffix in (".py", ".pyi")}
     assert sources - names == set(), "files of the source tree that the wheel lacks"
     assert any(name.endswith("LICENSE") for name in names)
     assert sum(name.startswith("gristmill/_core.") and not name.endswith(".pyi") for name in names) == 1

@@ -1,4 +1,4 @@
-"""What gristmill promises about bad input and bad luck: which tests prove each promise, and those few
+"""What gristmill promises about bad input and bad luck: the tests that prove each promise, and the few tests
 that belong to no single part."""
 
 from __future__ import annotations
