@@ -16,7 +16,6 @@ namespace gristmill {
 
 // A matrix as the file holds it: n_rows rows of n_cols weights, each row a whole number of blocks.
 struct Weight {
-  std::string name;
   const formats::FormatInfo* format = nullptr;
   const std::byte* data = nullptr;
   int64_t n_rows = 0, n_cols = 0;
@@ -83,7 +82,8 @@ struct Product {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual const char* name() const = 0;
+  // Threads that compute, where the device has such.
+  virtual int n_threads() const = 0;
 
   // n floats of work space, aligned to 64 bytes. Throws DeviceError.
   virtual std::shared_ptr<float[]> allocate(size_t n) = 0;

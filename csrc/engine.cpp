@@ -1,7 +1,8 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
+#include <set>
 
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -11,25 +12,32 @@
 namespace gristmill {
 namespace {
 
+// What activations of one pass may take; a pass has at least kMinBatch tokens all the same.
 constexpr int64_t kWorkspaceBytes = 96 << 20;
-constexpr int kMaxBatch = 512;
+constexpr int kMinBatch = 16, kMaxBatch = 512;
+
+int choose_max_batch(const models::Hyperparameters& h) {
+  const int64_t heads = int64_t(h.n_head) + h.n_head_kv;
+  const int64_t floats = 3 * h.n_embd + 2 * h.n_ff + heads * (h.head_dim_k + h.head_dim_v) + h.rope.dims;
+  const int64_t bytes = floats * int64_t(sizeof(float)) + 4 * std::max(h.n_ff, h.n_embd);  // and quantized inputs
+  return int(std::clamp<int64_t>(kWorkspaceBytes / bytes / 16 * 16, kMinBatch, kMaxBatch));
+}
 
 }  // namespace
 
 Engine::Engine(models::ModelSource source, const EngineOptions& options)
     : source_(std::move(source)), options_(options) {
-  n_threads_ = options.n_threads > 0 ? options.n_threads : default_thread_count();
   const cpu::Kernels& kernels = cpu::choose_kernels(options.isa);
   isa_ = kernels.name;
-  backend_ = std::make_unique<cpu::CpuBackend>(kernels, n_threads_);
+  backend_ = std::make_unique<cpu::CpuBackend>(kernels, options.n_threads > 0 ? options.n_threads : default_thread_count());
   model_ = models::make_model(source_, *backend_);
-  const models::Hyperparameters& h = hyperparameters();
-  n_ctx_ = options.n_ctx > 0 ? options.n_ctx : h.n_ctx_train;
-  const int64_t width = 3 * h.n_embd + 2 * h.n_ff + int64_t(h.n_head) * (h.head_dim_k + h.head_dim_v);
-  max_batch_ = int(std::clamp<int64_t>(kWorkspaceBytes / (width * int64_t(sizeof(float))) / 16 * 16, 16, kMaxBatch));
+  n_ctx_ = options.n_ctx > 0 ? options.n_ctx : hyperparameters().n_ctx_train;
+  max_batch_ = choose_max_batch(hyperparameters());
+  // A context that cannot be had is an error of loading, not of the first session. It costs address space only.
+  make_cache();
 }
 
-std::unique_ptr<KvCache> Engine::make_cache() {
+std::unique_ptr<KvCache> Engine::make_cache() const {
   const models::Hyperparameters& h = hyperparameters();
   return backend_->make_cache(
       {h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, n_ctx_, options_.type_k, options_.type_v});
@@ -42,58 +50,75 @@ void Engine::check_tokens(std::span<const int32_t> tokens) const {
       throw ArgumentError("[forward] token, expected 0 to " + std::to_string(n_vocab - 1) + ", got " + std::to_string(token));
 }
 
-void Engine::run(const Batch& batch, float* logits) {
-  const std::lock_guard lock(mutex_);
-  model_->forward(batch, logits);
-  source_.check_files();
+void Engine::check_finite(const Batch& batch, const float* logits) const {
   const int64_t n_vocab = hyperparameters().n_vocab;
   for (size_t i = 0; i < batch.output_rows.size(); ++i) {
     const float* row = logits + int64_t(i) * n_vocab;
-    // A sum is finite only if every term is (and float32 logits do not overflow one).
-    float sum = 0.0f;
-    for (int64_t j = 0; j < n_vocab; ++j) sum += row[j] * 0.0f;
-    if (!std::isfinite(sum))
-      throw Error(source_.path() + ": the logits at position " + std::to_string(batch.positions[size_t(batch.output_rows[i])]) +
+    uint32_t worst = 0;  // the largest exponent: all ones for infinity and NaN
+    for (int64_t j = 0; j < n_vocab; ++j) worst = std::max(worst, std::bit_cast<uint32_t>(row[j]) & 0x7f800000u);
+    if (worst == 0x7f800000u)
+      throw Error(source_.path() + ": the logits at position " +
+                  std::to_string(batch.positions[size_t(batch.output_rows[i])]) +
                   " are not finite; the file's weights or scales hold NaN or infinity, or overflow");
   }
-  // Last: after an error the sequences hold what they held before.
+}
+
+void Engine::run(const Batch& batch, float* logits, const std::function<void()>& between_layers) {
+  model_->forward(batch, logits, between_layers);
+  source_.check_files();
+  check_finite(batch, logits);
   for (const Span& span : batch.spans) span.cache->advance(span.n_rows);
 }
 
-void Engine::forward(KvCache& cache, std::span<const int32_t> tokens, bool all_logits, float* logits) {
+void Engine::forward(KvCache& cache, std::span<const int32_t> tokens, LogitsOf wanted, float* logits,
+                     const std::function<void()>& between_layers) {
+  Batch batch;
+  batch.tokens.assign(tokens.begin(), tokens.end());  // the caller's array may change while this one is checked and run
   if (tokens.empty()) throw ArgumentError("[forward] tokens, expected at least one, got none");
-  check_tokens(tokens);
-  if (cache.n_past() + int64_t(tokens.size()) > n_ctx_)
-    throw ContextFullError("[forward] context of " + std::to_string(n_ctx_) + " tokens holds " +
-                           std::to_string(cache.n_past()) + ", so " + std::to_string(tokens.size()) + " more do not fit");
-  for (size_t first = 0; first < tokens.size(); first += size_t(max_batch_)) {
-    const std::span<const int32_t> some = tokens.subspan(first, std::min(tokens.size() - first, size_t(max_batch_)));
-    Batch batch;
-    batch.tokens.assign(some.begin(), some.end());
-    batch.spans.push_back({&cache, 0, int(some.size())});
-    for (size_t i = 0; i < some.size(); ++i) {
-      batch.positions.push_back(cache.n_past() + int64_t(i));
-      if (all_logits || first + i + 1 == tokens.size()) batch.output_rows.push_back(int(i));
-    }
-    run(batch, logits + (all_logits ? int64_t(first) * hyperparameters().n_vocab : 0));
+  check_tokens(batch.tokens);
+  const std::lock_guard lock(mutex_);
+  const int n = batch.n_rows();
+  if (cache.n_past() + n > n_ctx_)
+    throw ContextFullError("[forward] the context of " + std::to_string(n_ctx_) + " tokens holds " +
+                           std::to_string(cache.n_past()) + ", so " + std::to_string(n) + " more do not fit");
+  batch.spans.push_back({&cache, 0, n});
+  for (int i = 0; i < n; ++i) {
+    batch.positions.push_back(cache.n_past() + i);
+    if (wanted == LogitsOf::kAll || (wanted == LogitsOf::kLast && i + 1 == n)) batch.output_rows.push_back(i);
   }
+  run(batch, logits, between_layers);
 }
 
 void Engine::decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits) {
   if (caches.empty() || caches.size() != tokens.size())
-    throw ArgumentError("[decode] tokens, expected one for each of " + std::to_string(caches.size()) + " sessions, got " + std::to_string(tokens.size()));
-  check_tokens(tokens);
-  Batch batch;
-  for (size_t i = 0; i < caches.size(); ++i) {
-    if (std::ranges::count(caches, caches[i]) != 1) throw ArgumentError("[decode] sessions, one appears twice");
-    if (caches[i]->n_past() + 1 > n_ctx_)
+    throw ArgumentError("[decode] tokens, expected one for each of " + std::to_string(caches.size()) +
+                        " sessions, got " + std::to_string(tokens.size()));
+  if (std::set<KvCache*>(caches.begin(), caches.end()).size() != caches.size())
+    throw ArgumentError("[decode] sessions, one appears twice");
+  const std::vector<int32_t> ids(tokens.begin(), tokens.end());
+  check_tokens(ids);
+  const std::lock_guard lock(mutex_);
+  for (const KvCache* cache : caches)
+    if (cache->n_past() + 1 > n_ctx_)
       throw ContextFullError("[decode] the context of " + std::to_string(n_ctx_) + " tokens is full");
-    batch.tokens.push_back(tokens[i]);
-    batch.positions.push_back(caches[i]->n_past());
-    batch.spans.push_back({caches[i], int(i), 1});
-    batch.output_rows.push_back(int(i));
+  for (size_t first = 0; first < ids.size(); first += size_t(max_batch_)) {
+    Batch batch;
+    for (size_t i = first; i < std::min(ids.size(), first + size_t(max_batch_)); ++i) {
+      const int row = batch.n_rows();
+      batch.tokens.push_back(ids[i]);
+      batch.positions.push_back(caches[i]->n_past());
+      batch.spans.push_back({caches[i], row, 1});
+      batch.output_rows.push_back(row);
+    }
+    run(batch, logits + int64_t(first) * hyperparameters().n_vocab, {});
   }
-  run(batch, logits);
+}
+
+void Engine::truncate(KvCache& cache, int64_t n) {
+  const std::lock_guard lock(mutex_);
+  if (n < 0 || n > cache.n_past())
+    throw ArgumentError("[truncate] length, expected 0 to " + std::to_string(cache.n_past()) + ", got " + std::to_string(n));
+  cache.truncate(n);
 }
 
 }  // namespace gristmill

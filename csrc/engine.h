@@ -1,6 +1,7 @@
 // What the bindings drive: a model on a backend, and sessions that each own a KV cache.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -20,6 +21,8 @@ struct EngineOptions {
   std::string isa;    // empty: GRISTMILL_ISA or the best
 };
 
+enum class LogitsOf { kNone, kLast, kAll };
+
 class Engine {
  public:
   Engine(models::ModelSource source, const EngineOptions& options);
@@ -28,28 +31,32 @@ class Engine {
   const models::ModelSource& source() const { return source_; }
   const std::string& isa() const { return isa_; }
   int64_t n_ctx() const { return n_ctx_; }
-  int n_threads() const { return n_threads_; }
-  // Most tokens of a prompt in one pass, so that work space stays within kWorkspaceBytes.
+  int n_threads() const { return backend_->n_threads(); }
+  // Most tokens that a pass should have, so that work space stays small beside the file.
   int max_batch() const { return max_batch_; }
 
-  std::unique_ptr<KvCache> make_cache();
-  // Tokens of one sequence, appended to its cache. logits: [1 or tokens.size(), n_vocab], the last or every position's.
-  void forward(KvCache& cache, std::span<const int32_t> tokens, bool all_logits, float* logits);
+  std::unique_ptr<KvCache> make_cache() const;
+  // Tokens of one sequence, appended to its cache. logits: [0, 1 or tokens.size(), n_vocab], as `wanted` says.
+  // between_layers, where given, may throw to give the pass up; the cache is then as it was.
+  void forward(KvCache& cache, std::span<const int32_t> tokens, LogitsOf wanted, float* logits,
+               const std::function<void()>& between_layers = {});
   // One token for each of several sequences; logits [caches.size(), n_vocab].
   void decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits);
+  void truncate(KvCache& cache, int64_t n);
 
  private:
   void check_tokens(std::span<const int32_t> tokens) const;
-  void run(const Batch& batch, float* logits);
+  void check_finite(const Batch& batch, const float* logits) const;
+  void run(const Batch& batch, float* logits, const std::function<void()>& between_layers);
 
   models::ModelSource source_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<models::Model> model_;
   std::string isa_;
   int64_t n_ctx_;
-  int n_threads_, max_batch_;
+  int max_batch_;
   EngineOptions options_;
-  std::mutex mutex_;  // one pass at a time: work space and threads are shared
+  std::mutex mutex_;  // one pass at a time: work space and threads are shared, and caches change only under it
 };
 
 }  // namespace gristmill

@@ -1,4 +1,5 @@
 // C++ exceptions become the classes of gristmill.errors (defined in Python, so that they are documented and typed there).
+#include <cstring>
 #include <new>
 
 #include "bindings/bindings.h"
@@ -11,7 +12,9 @@ namespace {
 
 void raise(const char* name, const char* what) {
   const nb::object type = nb::module_::import_("gristmill.errors").attr(name);
-  PyErr_SetString(type.ptr(), what);
+  // Messages name files, whose names need not be UTF-8.
+  const nb::object message = nb::steal(PyUnicode_DecodeUTF8(what, Py_ssize_t(std::strlen(what)), "backslashreplace"));
+  PyErr_SetObject(type.ptr(), message.ptr());
 }
 
 }  // namespace

@@ -6,6 +6,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <functional>
+#include <limits>
+
 #include "bindings/bindings.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -30,11 +33,14 @@ std::map<std::string, models::Value> to_metadata(const nb::dict& dict) {
       values[name] = nb::cast<bool>(value);
     } else if (nb::isinstance<nb::int_>(value)) {
       int64_t n = 0;
-      if (nb::try_cast(value, n)) values[name] = n;  // a uint64 above 2^63 is no key that a model reads
+      // Nothing a model reads reaches 2^63: the bound stands for what lies above it, and is refused as out of range.
+      values[name] = nb::try_cast(value, n) ? n : std::numeric_limits<int64_t>::max();
     } else if (nb::isinstance<nb::float_>(value)) {
       values[name] = nb::cast<double>(value);
     } else if (nb::isinstance<nb::str>(value)) {
       values[name] = nb::cast<std::string>(value);
+    } else {
+      values[name] = models::ArrayValue{};
     }
   }
   return values;
@@ -59,16 +65,27 @@ std::span<const int32_t> span_of(const Tokens& tokens) { return {tokens.data(), 
 // name, type_id, shape (rows first), file_index, offset
 using TensorTuple = std::tuple<std::string, uint32_t, std::vector<uint64_t>, int, uint64_t>;
 
-std::shared_ptr<Engine> make_engine(std::vector<std::string> paths, const std::vector<TensorTuple>& tensors,
+std::shared_ptr<Engine> make_engine(const std::vector<nb::bytes>& paths, const std::vector<TensorTuple>& tensors,
                                     const nb::dict& metadata, int64_t n_ctx, int n_threads,
                                     const std::string& cache_type_k, const std::string& cache_type_v, const std::string& isa) {
   std::vector<models::TensorEntry> entries;
   for (const auto& [name, type_id, shape, file_index, offset] : tensors)
     entries.push_back({name, type_id, shape, file_index, offset});
   EngineOptions options{n_ctx, n_threads, to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa};
+  std::vector<std::string> files;  // bytes: a file's name need not be UTF-8
+  for (const nb::bytes& path : paths) files.emplace_back(path.c_str(), path.size());
   auto values = to_metadata(metadata);
   const nb::gil_scoped_release release;
-  return std::make_shared<Engine>(models::ModelSource(std::move(paths), entries, std::move(values)), options);
+  return std::make_shared<Engine>(models::ModelSource(std::move(files), entries, std::move(values)), options);
+}
+
+// Lets Ctrl-C end a long pass: Python's signal handlers run between layers. Short passes are over before anyone waits.
+std::function<void()> check_signals_if_long(size_t n_tokens) {
+  if (n_tokens < 16) return {};
+  return [] {
+    const nb::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  };
 }
 
 // A cache that keeps its engine alive.
@@ -101,6 +118,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("n_head_kv", [](const Engine& e) { return e.hyperparameters().n_head_kv; })
       .def_prop_ro("n_ctx_train", [](const Engine& e) { return e.hyperparameters().n_ctx_train; })
       .def_prop_ro("rope_magnitude", [](const Engine& e) { return e.hyperparameters().rope.magnitude(); })
+      .def_prop_ro("rope_attn_factor", [](const Engine& e) { return e.hyperparameters().rope.attn_factor; })
       .def_prop_ro("n_ctx", &Engine::n_ctx)
       .def_prop_ro("n_threads", &Engine::n_threads)
       .def_prop_ro("max_batch", &Engine::max_batch)
@@ -121,30 +139,32 @@ void bind_model(nb::module_& m) {
       .def(
           "truncate",
           [](SessionHandle& s, int64_t n) {
-            if (n < 0 || n > s.cache->n_past())
-              throw ArgumentError("[truncate] length, expected 0 to " + std::to_string(s.cache->n_past()) + ", got " + std::to_string(n));
-            s.cache->truncate(n);
+            const nb::gil_scoped_release release;
+            s.engine->truncate(*s.cache, n);
           },
-          "n"_a)
+          "n"_a, "Keeps the first n positions.")
       .def(
           "forward",
-          [](SessionHandle& s, const Tokens& tokens, bool all_logits) {
+          [](SessionHandle& s, const Tokens& tokens, const std::string& logits_of) {
+            const LogitsOf wanted = logits_of == "none" ? LogitsOf::kNone : logits_of == "all" ? LogitsOf::kAll : LogitsOf::kLast;
+            const size_t rows = wanted == LogitsOf::kNone ? 0 : wanted == LogitsOf::kAll ? tokens.size() : 1;
             float* data = nullptr;
-            Logits logits = make_logits(all_logits ? tokens.size() : 1, size_t(s.engine->hyperparameters().n_vocab), data);
+            Logits logits = make_logits(rows, size_t(s.engine->hyperparameters().n_vocab), data);
             {
               const nb::gil_scoped_release release;
-              s.engine->forward(*s.cache, span_of(tokens), all_logits, data);
+              s.engine->forward(*s.cache, span_of(tokens), wanted, data, check_signals_if_long(tokens.size()));
             }
             return logits;
           },
-          "tokens"_a, "all_logits"_a = false);
+          "tokens"_a, "logits_of"_a = "last",
+          "Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].");
   m.def(
       "decode",
       [](const std::vector<SessionHandle*>& sessions, const Tokens& tokens) {
-        if (sessions.empty()) throw ArgumentError("[decode] sessions, expected at least one, got none");
+        if (sessions.empty() || !sessions.front()) throw ArgumentError("[decode] sessions, expected at least one, got none");
         std::vector<KvCache*> caches;
         for (const SessionHandle* s : sessions) {
-          if (s->engine != sessions.front()->engine) throw ArgumentError("[decode] sessions of different models");
+          if (!s || s->engine != sessions.front()->engine) throw ArgumentError("[decode] sessions of different models");
           caches.push_back(s->cache.get());
         }
         Engine& engine = *sessions.front()->engine;

@@ -8,6 +8,7 @@ namespace gristmill::bindings {
 void bind_errors(nanobind::module_& m);
 void bind_formats(nanobind::module_& m);
 void bind_kernels(nanobind::module_& m);
+void bind_limits(nanobind::module_& m);
 void bind_model(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 

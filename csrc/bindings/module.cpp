@@ -5,6 +5,7 @@ NB_MODULE(_core, m) {
   gristmill::bindings::bind_errors(m);
   gristmill::bindings::bind_formats(m);
   gristmill::bindings::bind_kernels(m);
+  gristmill::bindings::bind_limits(m);
   gristmill::bindings::bind_model(m);
   gristmill::bindings::bind_sampling(m);
 }

@@ -22,8 +22,8 @@ class ThreadPool {
   int n_threads() const { return int(workers_.size()) + 1; }
 
   // One caller at a time, and never from a task of the same pool. Returns when every task is done; what the tasks wrote
-  // is then visible to the caller. If tasks throw (work space that could not be had), the others still run, and then
-  // one of the exceptions is thrown here.
+  // is then visible to the caller. If tasks throw (work space that could not be had), the others may or may not have
+  // run, and one of the exceptions is thrown here.
   template <class F>
   void run(int n_tasks, const F& f) {
     if (n_tasks <= 0) return;

@@ -16,8 +16,7 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend(const Kernels& kernels, int n_threads) : kernels_(kernels), pool_(n_threads) {}
 
-  const char* name() const override { return kernels_.name; }
-  int n_threads() const { return pool_.n_threads(); }
+  int n_threads() const override { return pool_.n_threads(); }
 
   std::shared_ptr<float[]> allocate(size_t n) override;
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override;

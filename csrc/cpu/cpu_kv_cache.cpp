@@ -21,8 +21,23 @@ int64_t whole_pages(int64_t bytes) {
   return (bytes + page - 1) / page * page;
 }
 
-// Scale and codes of 32 values as ggml makes Q8_0 blocks.
+constexpr uint16_t kHalfNan = 0x7e00;
+
+// What float16 cannot hold becomes NaN, not infinity: an infinite key may lead to a score of minus infinity, which
+// attention would pass over in silence, while a NaN reaches the logits and is seen there.
+uint16_t to_half(float x) {
+  const uint16_t h = float_to_half(x);
+  return (h & 0x7c00) == 0x7c00 ? kHalfNan : h;
+}
+
+// Scale and codes of 32 values as ggml makes Q8_0 blocks; codes have no NaN, so the scale carries it.
 void quantize_32(const float* x, uint16_t& d, int8_t* q) {
+  for (int i = 0; i < 32; ++i) {
+    if (std::isfinite(x[i])) continue;
+    d = kHalfNan;
+    std::memset(q, 1, 32);
+    return;
+  }
   formats::Q8_0::Block block;
   formats::Q8_0::from_float(x, nullptr, block);
   d = block.d;
@@ -36,7 +51,7 @@ void store_key(KvType type, int head_dim, const float* k, int lane, std::byte* b
       return;
     case KvType::F16:
       for (int i = 0; i < head_dim; ++i)
-        reinterpret_cast<uint16_t*>(block)[i * kPositions + lane] = float_to_half(k[i]);
+        reinterpret_cast<uint16_t*>(block)[i * kPositions + lane] = to_half(k[i]);
       return;
     case KvType::Q8_0:
       for (int i = 0; i < head_dim; i += 32, block += 34 * kPositions) {
@@ -55,7 +70,7 @@ void store_value(KvType type, int head_dim, const float* v, std::byte* row) {
       std::memcpy(row, v, size_t(head_dim) * 4);
       return;
     case KvType::F16:
-      for (int i = 0; i < head_dim; ++i) reinterpret_cast<uint16_t*>(row)[i] = float_to_half(v[i]);
+      for (int i = 0; i < head_dim; ++i) reinterpret_cast<uint16_t*>(row)[i] = to_half(v[i]);
       return;
     case KvType::Q8_0:
       for (int i = 0; i < head_dim; i += 32, row += 34) {
@@ -72,7 +87,8 @@ void store_value(KvType type, int head_dim, const float* v, std::byte* row) {
 CpuKvCache::CpuKvCache(const KvShape& shape) : KvCache(shape) {
   if ((shape.type_k == KvType::Q8_0 && shape.head_dim_k % 32 != 0) ||
       (shape.type_v == KvType::Q8_0 && shape.head_dim_v % 32 != 0))
-    throw ArgumentError("[kv cache] q8_0, expected heads of a multiple of 32, got " + std::to_string(shape.head_dim_k));
+    throw ArgumentError("[kv cache] q8_0, expected heads of a multiple of 32, got " + std::to_string(shape.head_dim_k) +
+                        " and " + std::to_string(shape.head_dim_v));
   const int64_t blocks = (shape.n_ctx + kTile - 1) / kTile * (kTile / kPositions);
   k_bytes_ = whole_pages(blocks * k_block_bytes(shape.type_k, shape.head_dim_k));
   v_bytes_ = whole_pages(shape.n_ctx * v_row_bytes(shape.type_v, shape.head_dim_v));
@@ -82,6 +98,8 @@ CpuKvCache::CpuKvCache(const KvShape& shape) : KvCache(shape) {
     throw DeviceError("[kv cache] " + std::to_string(total_bytes_) + " bytes of address space for a context of " +
                       std::to_string(shape.n_ctx) + " were refused (" + std::strerror(errno) + "); a smaller n_ctx needs less");
   memory_ = static_cast<std::byte*>(memory);
+  // Every layer and head has a region of its own: huge pages would take 2 MiB of each with the first token.
+  madvise(memory, size_t(total_bytes_), MADV_NOHUGEPAGE);
 }
 
 CpuKvCache::~CpuKvCache() { munmap(memory_, size_t(total_bytes_)); }

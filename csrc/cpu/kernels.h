@@ -48,7 +48,7 @@ struct AttentionTask {
 
 struct Kernels {
   const char* name;
-  // Rows of weights that a prefill task takes together; its scratch is sized by it.
+  // Rows of weights that a prefill task should take together.
   int gemm_rows;
   // Activations that share a scale: what bounds the error of a product. 0: the whole row.
   int activation_group;

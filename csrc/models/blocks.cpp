@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 
+#include "core/error.h"
+
 namespace gristmill::models {
 namespace {
 
@@ -45,12 +47,23 @@ Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameter
     l.attn_q_bias = optional("attn_q.bias", n_q);
     l.attn_k_bias = optional("attn_k.bias", n_k);
     l.attn_v_bias = optional("attn_v.bias", n_v);
+    const int biases = (l.attn_q_bias != nullptr) + (l.attn_k_bias != nullptr) + (l.attn_v_bias != nullptr);
+    if (biases != 0 && biases != 3) source.fail("layer " + std::to_string(i) + " has a bias for some of q, k and v only");
+    l.attn_output_bias = optional("attn_output.bias", h.n_embd);
+    l.ffn_gate_bias = optional("ffn_gate.bias", h.n_ff);
+    l.ffn_up_bias = optional("ffn_up.bias", h.n_ff);
+    l.ffn_down_bias = optional("ffn_down.bias", h.n_embd);
     l.attn_output = source.matrix(prefix + "attn_output.weight", h.n_embd, int64_t(h.n_head) * h.head_dim_v);
     l.ffn_gate = source.matrix(prefix + "ffn_gate.weight", h.n_ff, h.n_embd);
     l.ffn_up = source.matrix(prefix + "ffn_up.weight", h.n_ff, h.n_embd);
     l.ffn_down = source.matrix(prefix + "ffn_down.weight", h.n_embd, h.n_ff);
     w.layers.push_back(std::move(l));
   }
+  for (const std::string& name : source.unused_tensors())
+    // attn_rot_embd: a table of frequencies that old converters wrote and that follows from the metadata.
+    if (name.starts_with("blk.") && name.find("attn_rot_embd") == std::string::npos)
+      throw UnsupportedModelError(source.path() + ": tensor " + name + " is not part of " + source.architecture() +
+                                  " as this build runs it; the result would be wrong without it");
   return w;
 }
 
@@ -114,7 +127,7 @@ void Blocks::attention(const Batch& batch, int layer) {
   backend_.store_kv(batch, layer, k_.get(), v_.get());
   const float scale = 1.0f / std::sqrt(float(h_.head_dim_k));
   backend_.attention(batch, layer, q_.get(), h_.n_head, scale, attended_.get());
-  backend_.matmul(std::array{Product{&l.attn_output, nullptr, projected_.get()}}, attended_.get(), n, batch.is_decode());
+  backend_.matmul(std::array{Product{&l.attn_output, l.attn_output_bias.get(), projected_.get()}}, attended_.get(), n, batch.is_decode());
   backend_.add(x_.get(), projected_.get(), size_t(n) * size_t(h_.n_embd));
 }
 
@@ -122,11 +135,11 @@ void Blocks::feed_forward(const Batch& batch, int layer) {
   const LayerWeights& l = weights_.layers[size_t(layer)];
   const int n = batch.n_rows();
   backend_.rms_norm(x_.get(), l.ffn_norm.get(), h_.rms_epsilon, n, h_.n_embd, normed_.get());
-  const std::array<Product, 2> gate_up = {Product{&l.ffn_gate, nullptr, gate_.get()},
-                                          Product{&l.ffn_up, nullptr, up_.get()}};
+  const std::array<Product, 2> gate_up = {Product{&l.ffn_gate, l.ffn_gate_bias.get(), gate_.get()},
+                                          Product{&l.ffn_up, l.ffn_up_bias.get(), up_.get()}};
   backend_.matmul(gate_up, normed_.get(), n, batch.is_decode());
   backend_.swiglu(gate_.get(), up_.get(), size_t(n) * size_t(h_.n_ff));
-  backend_.matmul(std::array{Product{&l.ffn_down, nullptr, projected_.get()}}, gate_.get(), n, batch.is_decode());
+  backend_.matmul(std::array{Product{&l.ffn_down, l.ffn_down_bias.get(), projected_.get()}}, gate_.get(), n, batch.is_decode());
   backend_.add(x_.get(), projected_.get(), size_t(n) * size_t(h_.n_embd));
 }
 

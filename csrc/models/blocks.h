@@ -15,7 +15,8 @@ using Vector = std::shared_ptr<const float[]>;
 struct LayerWeights {
   Vector attn_norm, ffn_norm;                // [n_embd]
   Weight attn_q, attn_k, attn_v;             // [n_head * head_dim, n_embd]
-  Vector attn_q_bias, attn_k_bias, attn_v_bias;  // nullptr where the file has none
+  // Biases are nullptr where the file has none.
+  Vector attn_q_bias, attn_k_bias, attn_v_bias, attn_output_bias, ffn_gate_bias, ffn_up_bias, ffn_down_bias;
   Weight attn_output;                        // [n_embd, n_head * head_dim_v]
   Weight ffn_gate, ffn_up;                   // [n_ff, n_embd]
   Weight ffn_down;                           // [n_embd, n_ff]
@@ -29,6 +30,8 @@ struct Weights {
   std::vector<float> rope_divisors;  // [rope.dims / 2] or empty
 };
 
+// Reads every tensor of the family. Throws GGUFError where one is missing or has another shape, UnsupportedModelError
+// where a layer has a tensor that this family does not know and that would change the result.
 Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameters& h);
 
 // Work space and the steps of one forward pass, in the order they are called.

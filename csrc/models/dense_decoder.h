@@ -15,9 +15,10 @@ class DenseDecoder final : public Model {
 
   const Hyperparameters& hyperparameters() const override { return h_; }
 
-  void forward(const Batch& batch, float* logits) override {
+  void forward(const Batch& batch, float* logits, const std::function<void()>& between_layers) override {
     blocks_.embed(batch);
     for (int layer = 0; layer < h_.n_layer; ++layer) {
+      if (between_layers) between_layers();
       blocks_.attention(batch, layer);
       blocks_.feed_forward(batch, layer);
     }

@@ -29,7 +29,8 @@ RopeParameters read_rope(ModelSource& source, RopeStyle style, int head_dim, int
   rope.freq_base = positive(source, "rope.freq_base", 10000.0);
   if (rope.freq_base <= 1.0) source.fail("metadata " + source.architecture() + ".rope.freq_base, expected more than 1");
   rope.original_context =
-      source.optional_integer("rope.scaling.original_context_length", 1, kMaxContext).value_or(n_ctx_train);
+      source.optional_integer("rope.scaling.original_context_length", 0, kMaxContext).value_or(n_ctx_train);
+  if (rope.original_context == 0) rope.original_context = n_ctx_train;  // ggml writes 0 for "not given"
   // Files from before rope.scaling.* carry a bare linear factor.
   const auto old_factor = source.optional_number("rope.scale_linear");
   const auto factor = source.optional_number("rope.scaling.factor");
@@ -49,7 +50,10 @@ RopeParameters read_rope(ModelSource& source, RopeStyle style, int head_dim, int
   }
   rope.attn_factor = positive(source, "rope.scaling.attn_factor", 1.0) *
                      positive(source, "rope.scaling.yarn_attn_factor", 1.0);
-  rope.ext_factor = source.optional_number("rope.scaling.yarn_ext_factor").value_or(1.0);
+  const double ext_factor = source.optional_number("rope.scaling.yarn_ext_factor").value_or(-1.0);
+  if (ext_factor > 1.0)
+    source.fail("metadata " + source.architecture() + ".rope.scaling.yarn_ext_factor, expected at most 1");
+  rope.ext_factor = ext_factor < 0 ? 1.0 : ext_factor;  // negative: not given, as in ggml
   rope.beta_fast = positive(source, "rope.scaling.yarn_beta_fast", 32.0);
   rope.beta_slow = positive(source, "rope.scaling.yarn_beta_slow", 1.0);
   return rope;
@@ -58,7 +62,7 @@ RopeParameters read_rope(ModelSource& source, RopeStyle style, int head_dim, int
 }  // namespace
 
 double RopeParameters::magnitude() const {
-  if (scaling != RopeScaling::kYarn) return attn_factor;
+  if (scaling != RopeScaling::kYarn || ext_factor == 0.0) return attn_factor;
   return attn_factor * (factor > 1.0 ? 0.1 * std::log(factor) + 1.0 : 1.0);
 }
 
@@ -87,7 +91,6 @@ std::vector<double> RopeParameters::frequencies(const float* divisors) const {
 
 Hyperparameters read_hyperparameters(ModelSource& source, RopeStyle style) {
   Hyperparameters h;
-  h.architecture = source.architecture();
   h.n_ctx_train = source.integer("context_length", 1, kMaxContext);
   h.n_embd = source.integer("embedding_length", 1, kMaxWidth);
   h.n_ff = source.integer("feed_forward_length", 1, kMaxWidth);
@@ -95,11 +98,11 @@ Hyperparameters read_hyperparameters(ModelSource& source, RopeStyle style) {
   h.n_head = int(source.integer("attention.head_count", 1, 65536));
   h.n_head_kv = int(source.optional_integer("attention.head_count_kv", 1, 65536).value_or(h.n_head));
   if (h.n_head % h.n_head_kv != 0)
-    source.fail("metadata " + h.architecture + ".attention.head_count " + std::to_string(h.n_head) +
+    source.fail("metadata " + source.architecture() + ".attention.head_count " + std::to_string(h.n_head) +
                 " is no multiple of head_count_kv " + std::to_string(h.n_head_kv));
   const auto key_length = source.optional_integer("attention.key_length", 2, 65536);
   if (!key_length && h.n_embd % h.n_head != 0)
-    source.fail("metadata " + h.architecture + ".embedding_length " + std::to_string(h.n_embd) +
+    source.fail("metadata " + source.architecture() + ".embedding_length " + std::to_string(h.n_embd) +
                 " is no multiple of attention.head_count " + std::to_string(h.n_head));
   h.head_dim_k = int(key_length.value_or(h.n_embd / h.n_head));
   h.head_dim_v = int(source.optional_integer("attention.value_length", 1, 65536).value_or(h.head_dim_k));

@@ -30,7 +30,6 @@ struct RopeParameters {
 };
 
 struct Hyperparameters {
-  std::string architecture;
   int64_t n_vocab = 0, n_embd = 0, n_ff = 0, n_ctx_train = 0;
   int n_layer = 0, n_head = 0, n_head_kv = 0, head_dim_k = 0, head_dim_v = 0;
   float rms_epsilon = 0;

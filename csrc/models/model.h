@@ -1,6 +1,7 @@
 // A model: tokens in, logits out. One architecture is one file that reads its weights and says its layers.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,7 +18,8 @@ class Model {
   virtual const Hyperparameters& hyperparameters() const = 0;
   // Runs the batch, appends its keys and values to the spans' caches (which must have room and whose n_past the caller
   // advances), and writes the logits of batch.output_rows to host memory, [output_rows.size(), n_vocab].
-  virtual void forward(const Batch& batch, float* logits) = 0;
+  // between_layers, where given, is called before each layer and may throw to give the pass up.
+  virtual void forward(const Batch& batch, float* logits, const std::function<void()>& between_layers) = 0;
 };
 
 struct Architecture {

@@ -10,7 +10,7 @@ namespace gristmill::models {
 namespace {
 
 const char* type_name(const Value& v) {
-  static constexpr const char* kNames[] = {"bool", "int", "float", "str"};
+  static constexpr const char* kNames[] = {"bool", "int", "float", "str", "array (values that differ by layer are not supported)"};
   return kNames[v.index()];
 }
 
@@ -123,7 +123,7 @@ Weight ModelSource::matrix(const std::string& name, int64_t n_rows, int64_t n_co
     fail("tensor " + name + ", expected shape [" + (n_rows == 1 ? "" : std::to_string(n_rows) + ", ") +
          std::to_string(n_cols) + "], got " + shape_text(shape));
   t.used = true;
-  return {name, t.format, files_[size_t(t.entry.file_index)]->data() + t.entry.offset, n_rows, n_cols};
+  return {t.format, files_[size_t(t.entry.file_index)]->data() + t.entry.offset, n_rows, n_cols};
 }
 
 Weight ModelSource::optional_vector(const std::string& name, int64_t n) {

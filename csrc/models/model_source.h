@@ -16,7 +16,9 @@
 
 namespace gristmill::models {
 
-using Value = std::variant<bool, int64_t, double, std::string>;
+// An array that a scalar key holds: it cannot be read, but is not absent either.
+struct ArrayValue {};
+using Value = std::variant<bool, int64_t, double, std::string, ArrayValue>;
 
 struct TensorEntry {
   std::string name;

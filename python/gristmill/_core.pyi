@@ -29,6 +29,31 @@ def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None),
     Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).
     """
 
+def measure_read_bandwidth(n_threads: int, bytes: int, seconds: float = 0.5, isa: str = '') -> float:
+    """
+    Gigabytes (1e9) a second that threads together read from memory; the best of several passes.
+    """
+
+def measure_peak_ops(n_threads: int, kind: str, seconds: float = 0.2, isa: str = '') -> float:
+    """
+    1e9 operations a second (a multiply-add is two), kind int8, float32 or bfloat16; 0 where there is no such instruction.
+    """
+
+def read_bytes(bytes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], isa: str = '') -> list[int]:
+    """
+    The loops that bandwidth is measured with, one after the other: the exclusive or of all 64-bit words.
+    """
+
+def multiply_adds(kind: str, iterations: int, isa: str = '') -> int:
+    """
+    The loop that peaks are measured with: how many multiply-adds the iterations made; 0 where there is no such instruction.
+    """
+
+def time_matmul(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int, n: int, decode: bool, n_threads: int, weight_bytes: int = 0, large_pages: bool = True, seconds: float = 1.0, isa: str = '') -> Annotated[NDArray[numpy.float64], dict(shape=(None,))]:
+    """
+    Seconds of each product of n rows with packed [m, row_bytes], copies of which are cycled that take weight_bytes.
+    """
+
 def supported_isas() -> list[str]:
     """Instruction sets that this machine can run, best first."""
 
@@ -68,6 +93,9 @@ class Engine:
     def rope_magnitude(self) -> float: ...
 
     @property
+    def rope_attn_factor(self) -> float: ...
+
+    @property
     def n_ctx(self) -> int: ...
 
     @property
@@ -85,7 +113,7 @@ class Engine:
     @property
     def unused_tensors(self) -> list[str]: ...
 
-def make_engine(paths: Sequence[str], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str) -> Engine:
+def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str) -> Engine:
     """
     Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).
     """
@@ -98,9 +126,13 @@ class Session:
     @property
     def n_past(self) -> int: ...
 
-    def truncate(self, n: int) -> None: ...
+    def truncate(self, n: int) -> None:
+        """Keeps the first n positions."""
 
-    def forward(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], all_logits: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]: ...
+    def forward(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], logits_of: str = 'last') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+        """
+        Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].
+        """
 
 def decode(sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """One token for each session; float32 logits [len(sessions), n_vocab]."""

@@ -168,6 +168,8 @@ def generate(
             f"the prompt has {len(ids)} tokens, but the context holds {model.n_ctx}; a larger n_ctx (--ctx-size) or a "
             "shorter prompt would do"
         )
+    if session is not None and session.model is not model:
+        raise ArgumentError("the session belongs to another model")
     if max_tokens is not None and max_tokens < 0:
         raise ArgumentError(f"max_tokens, expected at least 0, got {max_tokens}")
     if sampler is None:
@@ -219,9 +221,10 @@ class _Loop:
         stats.prompt_seconds = time.perf_counter() - begin
         eog = self.model.tokenizer.eog_ids
         masked = sorted(eog) if ignore_eog else []
+        n_vocab = self.model.tokenizer.n_vocab  # embeddings may be padded beyond it, with rows that mean nothing
         while True:
-            if masked:
-                logits[masked] = -float("inf")
+            logits[masked] = -float("inf")
+            logits[n_vocab:] = -float("inf")
             begin = time.perf_counter()
             token = sampler.sample(logits)
             sampler.accept(token)
@@ -261,7 +264,7 @@ def _pieces(
 
     for token in tokens:
         shown, stopped = stops.push(decoder.push(token))
-        for kind, text in kinds(shown, last=False):
+        for kind, text in kinds(shown, last=stopped):
             if text:
                 yield Piece(text, token, kind)
         if stopped:

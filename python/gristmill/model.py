@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -89,6 +88,10 @@ class Model:
     """GGUF metadata with overrides applied."""
     tensors: dict[str, TensorInfo]
     """The tensor table, by GGUF name."""
+    cache_type_k: str
+    """How sessions keep keys: ``"f16"``, ``"f32"`` or ``"q8_0"``."""
+    cache_type_v: str
+    """How sessions keep values."""
 
     def __init__(
         self,
@@ -102,10 +105,11 @@ class Model:
         self.path = file.path
         self.metadata = file.metadata.with_overrides(overrides)
         self.tensors = file.tensors
+        self.cache_type_k, self.cache_type_v = cache_type_k, cache_type_v
         self.engine = _core.make_engine(
-            [str(p) for p in file.paths],
+            [os.fsencode(p) for p in file.paths],
             [(t.name, t.type_id, t.shape, t.file_index, t.offset) for t in file.tensors.values()],
-            self.metadata.scalars(),
+            self._engine_metadata(),
             n_ctx or 0,
             n_threads or 0,
             cache_type_k,
@@ -209,34 +213,43 @@ class Model:
             float32 ``[len(sessions), n_vocab]``: bit-identical to forwarding each session alone.
         """
         ids = _token_array(tokens)
-        logits: NDArray[np.float32] = _core.decode([s.core for s in sessions], ids)
-        for session, token in zip(sessions, ids.tolist(), strict=True):
-            session.tokens.append(token)
+        try:
+            logits: NDArray[np.float32] = _core.decode([s.core for s in sessions], ids)
+        finally:
+            for session, token in zip(sessions, ids.tolist(), strict=False):
+                if session.core.n_past > len(session.tokens):
+                    session.tokens.append(token)
         return logits
+
+    def _engine_metadata(self) -> dict[str, object]:
+        """Scalars, and arrays under the architecture's prefix: one value for all layers as a scalar, others as they
+        are, which the engine refuses by name if it needs the key."""
+        values: dict[str, object] = dict(self.metadata.scalars())
+        for key in self.metadata:
+            if key.startswith(f"{self.architecture}.") and key not in values:
+                array = self.metadata[key]
+                same = isinstance(array, list) and bool(array) and all(v == array[0] for v in array)
+                values[key] = array[0] if same and isinstance(array, list) else ()
+        return values
 
     def _warn_about(self, overrides: Mapping[str, object]) -> None:
         def warn(message: str) -> None:
             warnings.warn(f"{self.path.name}: {message}", GristmillWarning, stacklevel=5)
 
         if overrides:
-            self.metadata.check_overrides(set(self.engine.keys_read))
+            self.metadata.check_overrides(set(self.engine.keys_read) | _keys_read_in_python())
         unused = self.engine.unused_tensors
         if unused:
             some = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
             warn(f"{len(unused)} tensors are not used by {self.architecture}: {some}")
-        prefix = f"{self.architecture}.rope.scaling"
-        scaling = self.metadata.get_str(f"{prefix}.type", default=None)
-        if scaling == "yarn":
-            factor = self.metadata.get_float(f"{prefix}.factor", default=1.0)
-            own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-            given = self.metadata.get_float(f"{prefix}.attn_factor", default=1.0)
-            given *= self.metadata.get_float(f"{prefix}.yarn_attn_factor", default=1.0)
-            if own > 1.0 and abs(given - own) < 0.02:
-                warn(
-                    f"the attention factor {given:g} multiplies YaRN's own {own:.4f}, which makes {given * own:.4f}; "
-                    "leave it out to get YaRN as published"
-                )
-        elif self.n_ctx > self.n_ctx_train:
+        given = self.engine.rope_attn_factor
+        own = self.engine.rope_magnitude / given  # above 1 only with YaRN
+        if own > 1.0 and abs(given - own) < 0.02:
+            warn(
+                f"the attention factor {given:g} multiplies YaRN's own {own:.4f}, which makes {given * own:.4f}; "
+                "leave it out to get YaRN as published"
+            )
+        if self.n_ctx > self.n_ctx_train:
             warn(
                 f"a context of {self.n_ctx} is longer than the {self.n_ctx_train} positions that the model knows; "
                 "text beyond them is likely to be poor"
@@ -265,8 +278,8 @@ class Session:
     def forward(self, ids: Sequence[int] | NDArray[np.integer[Any]], all_logits: bool = False) -> NDArray[np.float32]:
         """Append tokens to the sequence.
 
-        Long prompts run in several passes, so Ctrl-C takes effect between them; the session then holds the
-        positions that were done.
+        Long prompts run in several passes. Ctrl-C takes effect between the layers of one; the session then holds
+        the positions of the passes that were done.
 
         Args:
             ids: Token ids, at least one.
@@ -294,21 +307,27 @@ class Session:
                 "would hold them"
             )
         step = self.model.engine.max_batch
-        rows = []
+        every = np.empty((len(tokens), self.model.n_vocab), np.float32) if all_logits else None
+        logits: NDArray[np.float32] | None = None
         for first in range(0, len(tokens), step):
             some = tokens[first : first + step]
-            logits = self.core.forward(some, all_logits)
-            self.tokens.extend(some.tolist())
-            rows.append(logits)
-        if all_logits:
-            return rows[0] if len(rows) == 1 else np.concatenate(rows)
-        last: NDArray[np.float32] = rows[-1][0]
-        return last
+            wanted = "all" if all_logits else "last" if first + step >= len(tokens) else "none"
+            try:
+                logits = self.core.forward(some, wanted)
+            finally:
+                # Ctrl-C may arrive between the pass and this line: what the cache holds decides.
+                self.tokens.extend(some[: self.core.n_past - len(self.tokens)].tolist())
+            if every is not None:
+                every[first : first + step] = logits
+        assert logits is not None
+        return logits[0] if every is None else every
 
     def truncate(self, n: int) -> None:
         """Keep the first ``n`` positions and forget the rest."""
-        self.core.truncate(n)
-        del self.tokens[n:]
+        try:
+            self.core.truncate(n)
+        finally:
+            del self.tokens[self.core.n_past :]
 
     def reuse_prefix(self, ids: Sequence[int]) -> int:
         """Truncate to the longest prefix shared with ``ids``, and return its length.
@@ -323,6 +342,13 @@ class Session:
         n = min(n, len(ids) - 1)
         self.truncate(max(n, 0))
         return self.n_past
+
+
+def _keys_read_in_python() -> set[str]:
+    """The metadata keys of the tokenizer and the template, which are built on first use, after overrides are checked."""
+    from gristmill.vocabulary import KEYS
+
+    return {*KEYS, "tokenizer.chat_template"}
 
 
 def _token_array(ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int32]:

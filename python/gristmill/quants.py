@@ -159,8 +159,8 @@ def matmul(
 
     Returns:
         float32 ``[n, m]``, or ``[m]``. Where the weights are quantized, ``x`` is rounded to 15 bits a value,
-        with one scale per 32 values or per row: the error of each product is at most ``peak / 32512`` times the
-        weight's magnitude. A NaN or an infinity in a row of ``x`` makes its row of the result not finite.
+        with one scale per 32 values or per row: the error of each product is at most ``peak / 32512`` times
+        the weight's magnitude. A NaN or an infinity in a row of ``x`` makes its row of the result not finite.
 
     Raises:
         ArgumentError: unknown type, ``isa`` or ``mode``; a row that does not divide into blocks; bytes or

@@ -50,7 +50,7 @@ void multiply(const Case& c, bool decode, const Weight& w, const float* x, int n
 }
 
 void check_case(const Case& c, bool decode, int64_t n_rows, int64_t n_cols, int n, Guarded<std::byte>::Side side) {
-  Weight w{c.name, c.format, nullptr, n_rows, n_cols};
+  Weight w{c.format, nullptr, n_rows, n_cols};
   const Guarded<std::byte> packed(size_t(n_rows * w.row_bytes()), side);
   w.data = packed.data();
   std::vector<float> weights(size_t(n_rows * n_cols));

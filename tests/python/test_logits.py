@@ -21,12 +21,11 @@ from oracle.forward import Oracle
 
 NAMES = [f.name for f in quants.formats()]
 ARCHITECTURES = _core.supported_architectures()
-# A quantized activation is off by up to half a step of 1/16256 of the largest value that shares its scale.
-# With one scale a row, the loosest that an instruction set here has, that is 5e-5 of the spread of normal
-# values, twice as much for gated ones with their longer tails, and so it is for their products. Two layers
-# and the head quantize nine times: 2.5e-4 together, and the largest of 12 000 logits is five deviations out,
-# or more where attention sharpens. 8 bits would make it 0.2. Float formats leave the rounding of float32 sums.
-BOUND = {"affine": 2.5e-3, "float": 2e-5}
+# A quantized activation is off by up to half a step of 1/16256 of the largest of its 32: for normal values
+# 4e-5 of their spread, and so is a product of them. Two layers and the head quantize nine times, among them
+# gated values with longer tails: 1.3e-4 together, and the largest of 12 000 logits is five deviations out. (8
+# bits would make it 0.1.) Float formats leave the rounding of float32 sums.
+BOUND = {"affine": 1.5e-3, "float": 2e-5}
 IDS = np.random.default_rng(7).integers(0, 320, 37)
 F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
 
@@ -146,7 +145,7 @@ def test_outlier_channel(engine: Engine, tiny_model: TinyModel, tmp_path: Path) 
     reader.data.flush()
     error = rms_error(engine.logits(path, IDS, **F32_CACHE), expected(path, IDS))
     print(f"{engine.isa}: {error:.1e}")
-    assert error < 5e-3
+    assert error < 5e-4
 
 
 def test_long_prompt(engine: Engine, tiny_model: TinyModel) -> None:

@@ -1,4 +1,4 @@
-// How 32 activations become integers, the same in every instruction set.
+// How a group of activations becomes integers, the same in every instruction set.
 #pragma once
 
 #include <limits>

@@ -1,6 +1,6 @@
 // Norm, rotation, gating and addition, written once over a vocabulary of vectors V (isa/*/vec.h):
 //   V::T, V::N lanes; zero, set, load, load_n, store, store_n, add, sub, mul, div, fma(a, b, c) = a b + c, max, sum,
-//   maximum, round, scale_pow2(x, n) = x 2^n, from_half, from_bf16, from_int8 (and _n for the first n lanes).
+//   maximum, round, scale_pow2(x, n) = x 2^n, first_n (other lanes 0), from_half, from_bf16, from_int8.
 #pragma once
 
 #include <cmath>
@@ -63,7 +63,8 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
     const typename V::T u = load_some<V>(x + i + j, count);
     a = V::fma(u, u, a);
   });
-  const float mean = V::sum(V::add(a, b)) / float(n);
+  // Squares that overflow would make every output zero; as NaN they are seen at the logits.
+  const float squares = V::sum(V::add(a, b)), mean = squares - squares == 0.0f ? squares / float(n) : NAN;
   const typename V::T scale = V::set(1.0f / std::sqrt(mean + eps));
   for_vectors<V>(n, [&](int64_t j, int count) {
     const typename V::T u = V::mul(load_some<V>(x + j, count), scale);

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "run": "answer a prompt, or chat",
     "info": "show what a GGUF file holds and the memory it needs",
     "tokenize": "print the token ids of a text",
+    "bench": "measure how fast a model runs",
     "pull": "fetch a model into the cache",
 }
 """Every command with its line in ``--help``. The file ``<command>.py`` beside this one implements it."""

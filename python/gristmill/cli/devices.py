@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
+from gristmill.machine import cpu_name
 
 
 def print_devices() -> int:
@@ -19,15 +18,3 @@ def print_devices() -> int:
     print(f"  threads: {_core.default_thread_count()} (--threads)")
     print("GPU: none is built in")
     return 0
-
-
-def cpu_name() -> str:
-    """The processor's name as its maker gives it, where the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in {"model name", "Model"}:
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"

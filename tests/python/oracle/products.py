@@ -38,8 +38,8 @@ def bound(packed: Array, fmt: quants.Format, weights: Array, x: Array, isa: str)
     group = k // scale.shape[1]
     terms = np.abs(np.repeat(scale, group, axis=1).astype(np.float64)) * q
     terms += np.abs(np.repeat(low, group, axis=1))
-    # Each term is a product of up to six rounded factors and conversions; a group adds at most its dot product
-    # and its minimum to the row's sum, and up to 16 lanes are added at the end.
+    # Each term is a product of up to six rounded factors and conversions; a group adds at most its dot
+    # product and its minimum to the row's sum, and up to 16 lanes are added at the end.
     operations = 6 + 2 * scale.shape[1] + 4
     return off @ np.abs(weights.astype(np.float64)).T + (exact + off) @ terms.T * compounded(operations)
 

@@ -29,16 +29,18 @@ template <class Format, int R, int T>
   for (int64_t b = 0, chunk = 0; b < n_blocks; b += kBlocks, chunk += U::kChunks) {
     // An odd number of 32-blocks: the last is read twice, against padding that is zero.
     const int64_t second = b + kBlocks <= n_blocks ? b + kBlocks - 1 : b;
-    __m512i hi[T][U::kChunks], lo[T][U::kChunks];
+    __m512i hi[T][U::kChunks], lo[T][U::kChunks], scale[T][U::kChunks];
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
       for (int c = 0; c < U::kChunks; ++c) {
         hi[t][c] = load64(x[t].planes + 128 * (chunk + c));
         lo[t][c] = load64(x[t].planes + 128 * (chunk + c) + 64);
+        scale[t][c] = load64(x[t].lane_scale + 16 * (chunk + c));
       }
       U::arrange(hi[t]);
       U::arrange(lo[t]);
+      U::arrange(scale[t]);  // lanes of scales lie as the bytes they belong to
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -48,7 +50,10 @@ template <class Format, int R, int T>
       for (int t = 0; t < T; ++t) {
         __m512 s = unpacked.add_minimum(x[t], chunk, sum[r][t]);
 #pragma GCC unroll 4
-        for (int c = 0; c < U::kChunks; ++c) s = dot64(unpacked.u[c], unpacked.s[c], hi[t][c], lo[t][c], s);
+        for (int c = 0; c < U::kChunks; ++c) {
+          const __m512 both = _mm512_mul_ps(unpacked.s[c], _mm512_castsi512_ps(scale[t][c]));
+          s = dot64(unpacked.u[c], both, hi[t][c], lo[t][c], s);
+        }
         sum[r][t] = s;
       }
     }
@@ -65,7 +70,7 @@ inline void decode_tokens(const MatmulTask& task, int first) {
     decode_rows<Format, Rows, T>(task.w->data + r * row_bytes, row_bytes, x, n_cols, sum);
     for (int i = 0; i < Rows; ++i)
       for (int t = 0; t < T; ++t)
-        task.y[(first + t) * m + r + i] = _mm512_reduce_add_ps(sum[i][t]) * x[t].scale + (task.bias ? task.bias[r + i] : 0.0f);
+        task.y[(first + t) * m + r + i] = _mm512_reduce_add_ps(sum[i][t]) + (task.bias ? task.bias[r + i] : 0.0f);
   };
   int64_t r = task.row_begin;
   for (; r + R <= task.row_end; r += R) rows.template operator()<R>(r);

@@ -20,6 +20,7 @@ namespace {
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m512i load64(const void* p) { return _mm512_loadu_si512(p); }
+inline __m128 load_two(const float* p) { return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
 inline float half(uint16_t h) { return _cvtsh_ss(h); }
 
 // Two scales over the lanes of 64 weights in groups of 32.
@@ -119,8 +120,7 @@ struct UnpackPair {
   }
   // Lane 0 and 1 of the row's sums take the two groups.
   __m512 add_minimum(const ActivationRow& x, int64_t chunk, __m512 sum) const {
-    const __m128 m = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(minimum)));
-    const __m128 a = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x.sum32 + 2 * chunk)));
+    const __m128 m = load_two(minimum), a = load_two(x.sum32 + 2 * chunk);
     return _mm512_fmadd_ps(_mm512_zextps128_ps512(m), _mm512_zextps128_ps512(a), sum);
   }
   void store_minima(float* out) const { std::memcpy(out, minimum, sizeof minimum); }

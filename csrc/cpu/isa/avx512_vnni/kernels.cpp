@@ -31,7 +31,7 @@ template <class... Format>
 constexpr Kernels make(std::tuple<Format...>*) {
   return {"avx512_vnni",
           kPanels * kPanelRows,
-          0,
+          32,
           activation_bytes,
           quantize_activations,
           {decode_kernel<Format>()...},

@@ -96,7 +96,7 @@ inline __m512i broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(four);
 }
 
-// sum[t][16 rows] += panel . x[t] for T tokens over weights [k0, k0 + n_k) of the row, in units of the tokens' scales.
+// sum[t][16 rows] += panel . x[t] for T tokens over weights [k0, k0 + n_k) of the row.
 template <int kGroup, int T>
 inline void multiply_panel(const Panel<kGroup>& panel, int64_t k0, int64_t n_k, const ActivationRow* x, __m512 (&sum)[T]) {
   for (int64_t k = 0; k < n_k; k += kGroup) {
@@ -116,7 +116,8 @@ inline void multiply_panel(const Panel<kGroup>& panel, int64_t k0, int64_t n_k, 
     for (int t = 0; t < T; ++t) {
       const float activation_sum = kGroup == 32 ? x[t].sum32[group] : x[t].sum16[group];
       sum[t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(activation_sum), sum[t]);
-      sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]), scale, sum[t]);
+      const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x[t].scale[(k0 + k) / 32]));
+      sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]), both, sum[t]);
     }
   }
 }
@@ -133,7 +134,6 @@ void prefill_affine(const MatmulTask& task) {
     for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK) {
       const int64_t n_k = std::min(kPieceK, w.n_cols - k0);
       for (int p = 0; p < n_panels; ++p) pack_panel<Format>(w, r0 + p * kPanelRows, rows_of(p), k0, n_k, panels[p]);
-      const bool last = k0 + n_k == w.n_cols;
       const auto tokens = [&]<int T>(int t) {
         ActivationRow x[T];
         for (int j = 0; j < T; ++j) x[j] = ActivationRow::at(task.x + (t + j) * task.x_stride, w.n_cols);
@@ -141,14 +141,12 @@ void prefill_affine(const MatmulTask& task) {
           const __mmask16 mask = __mmask16((1u << rows_of(p)) - 1);
           const int64_t r = r0 + p * kPanelRows;
           __m512 sum[T];
-          for (int j = 0; j < T; ++j)
-            sum[j] = k0 ? _mm512_maskz_loadu_ps(mask, task.y + int64_t(t + j) * m + r) : _mm512_setzero_ps();
-          multiply_panel<kGroup, T>(panels[p], k0, n_k, x, sum);
-          const __m512 bias = task.bias ? _mm512_maskz_loadu_ps(mask, task.bias + r) : _mm512_setzero_ps();
           for (int j = 0; j < T; ++j) {
-            const __m512 y = last ? _mm512_fmadd_ps(sum[j], _mm512_set1_ps(x[j].scale), bias) : sum[j];
-            _mm512_mask_storeu_ps(task.y + int64_t(t + j) * m + r, mask, y);
+            const float* from = k0 ? task.y + int64_t(t + j) * m + r : task.bias ? task.bias + r : nullptr;
+            sum[j] = from ? _mm512_maskz_loadu_ps(mask, from) : _mm512_setzero_ps();
           }
+          multiply_panel<kGroup, T>(panels[p], k0, n_k, x, sum);
+          for (int j = 0; j < T; ++j) _mm512_mask_storeu_ps(task.y + int64_t(t + j) * m + r, mask, sum[j]);
         }
       };
       int t = 0;

@@ -1,0 +1,60 @@
+// Limits of AVX2: vpmaddwd with the add that it needs, and fused multiply-adds, both on 256 bits.
+#include "cpu/generic/peak_loop.h"
+#include "cpu/generic/read_bytes.h"
+#include "cpu/limit_kernels.h"
+
+#ifdef __AVX2__
+#include <immintrin.h>
+
+#include <numeric>
+
+namespace gristmill::cpu {
+namespace {
+
+struct Words {
+  using T = __m256i;
+  static constexpr size_t kBytes = 32;
+  static T zero() { return _mm256_setzero_si256(); }
+  static T load(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static T exclusive_or(T a, T b) { return _mm256_xor_si256(a, b); }
+  static uint64_t fold(T a) {
+    alignas(32) uint64_t words[4];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(words), a);
+    return words[0] ^ words[1] ^ words[2] ^ words[3];
+  }
+};
+
+int64_t total_of(__m256i sum) {
+  alignas(32) int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sum);
+  return std::accumulate(lanes, lanes + 8, int64_t(0));
+}
+
+int64_t total_of(__m256 sum) {
+  alignas(32) float lanes[8];
+  _mm256_store_ps(lanes, sum);
+  return int64_t(std::accumulate(lanes, lanes + 8, 0.0));
+}
+
+// vpmaddwd does not add to a sum, so each takes an add. Three registers are left for the products.
+#define GRISTMILL_ADD_PRODUCT(product, sum) \
+  "vpmaddwd %12, %12, %%" product "\n\tvpaddd %%" product ", %" sum ", %" sum "\n\t"
+#define GRISTMILL_ADD_PRODUCTS(x, y, z) \
+  GRISTMILL_ADD_PRODUCT("ymm13", x) GRISTMILL_ADD_PRODUCT("ymm14", y) GRISTMILL_ADD_PRODUCT("ymm15", z)
+#define GRISTMILL_MADDWD                \
+  GRISTMILL_ADD_PRODUCTS("0", "1", "2") \
+  GRISTMILL_ADD_PRODUCTS("3", "4", "5") GRISTMILL_ADD_PRODUCTS("6", "7", "8") GRISTMILL_ADD_PRODUCTS("9", "10", "11")
+
+GRISTMILL_PEAK_LOOP(multiply_add_int8, GRISTMILL_MADDWD, "x", __m256i, _mm256_setzero_si256(), _mm256_set1_epi16(1),
+                    total_of, "xmm13", "xmm14", "xmm15")
+GRISTMILL_PEAK_LOOP(multiply_add_float, GRISTMILL_ON_SUMS("vfmadd231ps"), "x", __m256, _mm256_setzero_ps(),
+                    _mm256_set1_ps(1.0f), total_of)
+
+}  // namespace
+
+LimitKernels avx2_limits() {
+  return {"avx2", {read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8, multiply_add_float, nullptr};
+}
+
+}  // namespace gristmill::cpu
+#endif

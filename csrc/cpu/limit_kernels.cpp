@@ -1,0 +1,33 @@
+#include "cpu/limit_kernels.h"
+
+#include "core/error.h"
+#include "cpu/dispatch.h"
+
+namespace gristmill::cpu {
+
+LimitKernels choose_limits(const std::string& isa) {
+  const std::string name = choose_kernels(isa).name;
+  LimitKernels (*const tables[])() = {
+#ifdef GRISTMILL_HAS_AVX512_VNNI
+      avx512_vnni_limits,
+#endif
+#ifdef GRISTMILL_HAS_AVX2
+      avx2_limits,
+#endif
+      scalar_limits,
+  };
+  for (const auto table : tables) {
+    const LimitKernels limits = table();
+    if (name == limits.name) return limits;
+  }
+  throw DeviceError("[limits] nothing measures what " + name + " can do");
+}
+
+PeakLoop peak_loop(const LimitKernels& kernels, const std::string& kind) {
+  if (kind == "int8") return kernels.multiply_add_int8;
+  if (kind == "float32") return kernels.multiply_add_float;
+  if (kind == "bfloat16") return kernels.multiply_add_bf16;
+  throw ArgumentError("[limits] kind, expected int8, float32 or bfloat16, got " + kind);
+}
+
+}  // namespace gristmill::cpu

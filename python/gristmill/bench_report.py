@@ -1,0 +1,127 @@
+"""Benchmark results as text: JSON, CSV, a Markdown table, and a table for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Sequence
+
+from gristmill._version import __version__
+from gristmill.bench import BenchResult
+from gristmill.limits import Limits
+from gristmill.machine import describe_machine
+from gristmill.messages import printable
+
+HEADINGS = (
+    "model",
+    "format",
+    "size",
+    "params",
+    "isa",
+    "threads",
+    "test",
+    "tok/s",
+    "best",
+    "rate",
+    "of the limit",
+)
+_NUMBERS = frozenset(("size", "params", "threads", "tok/s", "best", "rate", "of the limit"))
+
+
+def as_json(results: Sequence[BenchResult]) -> str:
+    """An object with the version, the time, the machine, and a flat record for each result."""
+    document = {
+        "gristmill": __version__,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": dataclasses.asdict(describe_machine()),
+        "results": [result.to_dict() for result in results],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def as_csv(results: Sequence[BenchResult]) -> str:
+    """The records of :func:`as_json` with a line of headings; samples are separated by spaces."""
+    out = io.StringIO()
+    records = [result.to_dict() for result in results]
+    if records:
+        writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        for record in records:
+            samples = " ".join(str(sample) for sample in record["samples"])
+            writer.writerow(record | {"samples": samples})
+    return out.getvalue()
+
+
+def as_markdown(results: Sequence[BenchResult]) -> str:
+    """A table, and below it the limits that the shares are of."""
+    lines = [
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "|".join("---:" if name in _NUMBERS else "---" for name in HEADINGS) + "|",
+    ]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row(r)) + " |" for r in results]
+    return "\n".join([*lines, "", *limit_lines(results)]) + "\n"
+
+
+def print_table(results: Sequence[BenchResult]) -> None:
+    """The same on a terminal: a table for each model, with what is the same for all in its title."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    tables: dict[str, Table] = {}
+    shared = HEADINGS.index("threads")
+    for result in results:
+        cells = row(result)
+        title = ", ".join(cells[:shared])
+        if title not in tables:
+            tables[title] = Table(title=Text(title), title_justify="left")
+            for name in HEADINGS[shared:]:
+                tables[title].add_column(name, justify="right" if name in _NUMBERS else "left")
+        tables[title].add_row(*(Text(cell) for cell in cells[shared:]))
+    for table in tables.values():
+        console.print(table)
+    for line in limit_lines(results):
+        console.print(Text(line, style="dim"))
+
+
+def row(result: BenchResult) -> tuple[str, ...]:
+    """The cells of one result, in the order of ``HEADINGS``; the rate is that of the nearer limit."""
+    rate = f"{result.gb_per_s:.1f} GB/s" if result.bound == "memory" else f"{result.gop_per_s:.0f} GOP/s"
+    return (
+        printable(result.model, 60),
+        result.format,
+        _size(result.model_bytes),
+        _count(result.n_parameters),
+        result.limits.isa,
+        str(result.limits.n_threads),
+        result.test.name,
+        f"{result.mean:.2f} ± {result.stddev:.2f}",
+        f"{result.best:.2f}",
+        rate,
+        f"{100 * result.share:.0f} % {result.bound}",
+    )
+
+
+def limit_lines(results: Sequence[BenchResult]) -> list[str]:
+    """The limits, a line for each instruction set and number of threads."""
+    limits = dict.fromkeys(result.limits for result in results)
+    return [f"limits of {_limits(each)}" for each in limits]
+
+
+def _limits(limits: Limits) -> str:
+    threads = "1 thread" if limits.n_threads == 1 else f"{limits.n_threads} threads"
+    text = f"{threads}, {limits.isa}: read {limits.read_gb_s:.1f} GB/s, int8 {limits.int8_gop_s:.0f} GOP/s"
+    text += f", float32 {limits.float32_gop_s:.0f} GOP/s"
+    return text + (f", bfloat16 {limits.bfloat16_gop_s:.0f} GOP/s" if limits.bfloat16_gop_s else "")
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.2f} MiB"
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e9:.2f} B" if n >= 10**9 else f"{n / 1e6:.2f} M"

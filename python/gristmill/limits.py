@@ -1,0 +1,88 @@
+"""What the machine can do at most, measured: the yardstick of every speed that gristmill reports.
+
+A token's weights have to be read from memory and multiplied. How fast the threads can read, and how many
+multiply-adds they can do, bound the speed of any kernel, so a speed is given with its share of that bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gristmill import _core
+from gristmill.machine import available_memory
+
+_BUFFER_BYTES = 512 << 20
+_SMALLEST_BUFFER = 64 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Best seen of ``n_threads`` threads with the instructions of ``isa``; a multiply-add is two operations.
+
+    ``read_gb_s``: 1e9 bytes a second read from memory. ``int8_gop_s``: 1e9 operations a second of the
+    instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``). ``float32_gop_s``
+    and ``bfloat16_gop_s``: the same for float weights; the latter is 0 where the processor has no such
+    instruction.
+    """
+
+    isa: str
+    n_threads: int
+    read_gb_s: float
+    int8_gop_s: float
+    float32_gop_s: float
+    bfloat16_gop_s: float
+
+    @property
+    def float_gop_s(self) -> float:
+        """What products of float weights can reach: the faster of the two kinds."""
+        return max(self.float32_gop_s, self.bfloat16_gop_s)
+
+    def best(self, other: Limits) -> Limits:
+        """The larger of each, for what was seen once is possible; both of one ``isa`` and ``n_threads``."""
+        assert (self.isa, self.n_threads) == (other.isa, other.n_threads)
+        return Limits(
+            self.isa,
+            self.n_threads,
+            max(self.read_gb_s, other.read_gb_s),
+            max(self.int8_gop_s, other.int8_gop_s),
+            max(self.float32_gop_s, other.float32_gop_s),
+            max(self.bfloat16_gop_s, other.bfloat16_gop_s),
+        )
+
+
+def measure_limits(
+    n_threads: int, isa: str, *, seconds: float = 0.4, buffer_bytes: int | None = None
+) -> Limits:
+    """Measure for about ``seconds`` each. Other programs that run lower what is found.
+
+    Args:
+        n_threads: Threads that work at once.
+        isa: Name of an instruction set, as ``Model.isa``.
+        seconds: Time for bandwidth and, at most half of it, for each kind of arithmetic.
+        buffer_bytes: What is read; by default 512 MiB, or a quarter of the available memory if that is less.
+
+    Raises:
+        ArgumentError: An argument is out of range or ``isa`` is unknown.
+        DeviceError: The machine cannot run ``isa``, or has no memory for the buffer.
+    """
+
+    def peak(kind: str) -> float:
+        return _core.measure_peak_ops(n_threads, kind, seconds / 2, isa)
+
+    size = default_buffer_bytes() if buffer_bytes is None else buffer_bytes
+    return Limits(
+        isa,
+        n_threads,
+        _core.measure_read_bandwidth(n_threads, size, seconds, isa),
+        peak("int8"),
+        peak("float32"),
+        peak("bfloat16"),
+    )
+
+
+def default_buffer_bytes() -> int:
+    """512 MiB, which no cache holds, or less where memory is short."""
+    available = available_memory()
+    if available is None:
+        return _BUFFER_BYTES
+    return max(_SMALLEST_BUFFER, min(_BUFFER_BYTES, available // 4))
