@@ -1,6 +1,6 @@
-// The seam between devices, cut at transformer operations. Models are written once against this; a device implements it.
-// Pointers are to memory of the backend's own (Backend::allocate); only embed's ids and the final logits touch the host.
-// All activations are float32, row-major; n is the number of token rows in the batch.
+// The seam between devices, cut at transformer operations. Models are written once against this; a device implements
+// it. Pointers are to memory of the backend's own (Backend::allocate); only embed's ids and the final logits touch the
+// host. All activations are float32, row-major; n is the number of token rows in the batch.
 #pragma once
 
 #include <cstddef>

@@ -29,7 +29,8 @@ Engine::Engine(models::ModelSource source, const EngineOptions& options)
     : source_(std::move(source)), options_(options) {
   const cpu::Kernels& kernels = cpu::choose_kernels(options.isa);
   isa_ = kernels.name;
-  backend_ = std::make_unique<cpu::CpuBackend>(kernels, options.n_threads > 0 ? options.n_threads : default_thread_count());
+  backend_ =
+      std::make_unique<cpu::CpuBackend>(kernels, options.n_threads > 0 ? options.n_threads : default_thread_count());
   model_ = models::make_model(source_, *backend_);
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : hyperparameters().n_ctx_train;
   max_batch_ = choose_max_batch(hyperparameters());
@@ -47,7 +48,8 @@ void Engine::check_tokens(std::span<const int32_t> tokens) const {
   const int64_t n_vocab = hyperparameters().n_vocab;
   for (const int32_t token : tokens)
     if (token < 0 || token >= n_vocab)
-      throw ArgumentError("[forward] token, expected 0 to " + std::to_string(n_vocab - 1) + ", got " + std::to_string(token));
+      throw ArgumentError("[forward] token, expected 0 to " + std::to_string(n_vocab - 1) + ", got " +
+                          std::to_string(token));
 }
 
 void Engine::check_finite(const Batch& batch, const float* logits) const {
@@ -117,7 +119,8 @@ void Engine::decode(std::span<KvCache* const> caches, std::span<const int32_t> t
 void Engine::truncate(KvCache& cache, int64_t n) {
   const std::lock_guard lock(mutex_);
   if (n < 0 || n > cache.n_past())
-    throw ArgumentError("[truncate] length, expected 0 to " + std::to_string(cache.n_past()) + ", got " + std::to_string(n));
+    throw ArgumentError("[truncate] length, expected 0 to " + std::to_string(cache.n_past()) + ", got " +
+                        std::to_string(n));
   cache.truncate(n);
 }
 

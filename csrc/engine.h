@@ -18,7 +18,7 @@ struct EngineOptions {
   int64_t n_ctx = 0;  // 0: the model's own
   int n_threads = 0;  // 0: physical cores
   KvType type_k = KvType::F16, type_v = KvType::F16;
-  std::string isa;    // empty: GRISTMILL_ISA or the best
+  std::string isa;  // empty: GRISTMILL_ISA or the best
 };
 
 enum class LogitsOf { kNone, kLast, kAll };

@@ -1,4 +1,5 @@
-// C++ exceptions become the classes of gristmill.errors (defined in Python, so that they are documented and typed there).
+// C++ exceptions become the classes of gristmill.errors (defined in Python, so that they are documented and typed
+// there).
 #include <cstring>
 #include <new>
 

@@ -55,7 +55,8 @@ KvType to_kv_type(const std::string& name) {
 
 Logits make_logits(size_t rows, size_t n_vocab, float*& data) {
   data = new (std::nothrow) float[rows * n_vocab];
-  if (!data) throw DeviceError("[memory] " + std::to_string(rows * n_vocab * 4) + " bytes for logits could not be allocated");
+  if (!data)
+    throw DeviceError("[memory] " + std::to_string(rows * n_vocab * 4) + " bytes for logits could not be allocated");
   const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
   return Logits(data, {rows, n_vocab}, owner);
 }
@@ -67,7 +68,8 @@ using TensorTuple = std::tuple<std::string, uint32_t, std::vector<uint64_t>, int
 
 std::shared_ptr<Engine> make_engine(const std::vector<nb::bytes>& paths, const std::vector<TensorTuple>& tensors,
                                     const nb::dict& metadata, int64_t n_ctx, int n_threads,
-                                    const std::string& cache_type_k, const std::string& cache_type_v, const std::string& isa) {
+                                    const std::string& cache_type_k, const std::string& cache_type_v,
+                                    const std::string& isa) {
   std::vector<models::TensorEntry> entries;
   for (const auto& [name, type_id, shape, file_index, offset] : tensors)
     entries.push_back({name, type_id, shape, file_index, offset});
@@ -126,15 +128,17 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
       .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); });
   m.def("make_engine", make_engine, "paths"_a, "tensors"_a, "metadata"_a, "n_ctx"_a, "n_threads"_a, "cache_type_k"_a,
-        "cache_type_v"_a, "isa"_a, "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).");
+        "cache_type_v"_a, "isa"_a,
+        "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).");
 
   nb::class_<SessionHandle>(m, "Session", "One sequence: a KV cache of an engine.")
-      .def("__init__",
-           [](SessionHandle* self, std::shared_ptr<Engine> engine) {
-             auto cache = engine->make_cache();
-             new (self) SessionHandle{std::move(engine), std::move(cache)};
-           },
-           "engine"_a)
+      .def(
+          "__init__",
+          [](SessionHandle* self, std::shared_ptr<Engine> engine) {
+            auto cache = engine->make_cache();
+            new (self) SessionHandle{std::move(engine), std::move(cache)};
+          },
+          "engine"_a)
       .def_prop_ro("n_past", [](const SessionHandle& s) { return s.cache->n_past(); })
       .def(
           "truncate",
@@ -146,7 +150,9 @@ void bind_model(nb::module_& m) {
       .def(
           "forward",
           [](SessionHandle& s, const Tokens& tokens, const std::string& logits_of) {
-            const LogitsOf wanted = logits_of == "none" ? LogitsOf::kNone : logits_of == "all" ? LogitsOf::kAll : LogitsOf::kLast;
+            const LogitsOf wanted = logits_of == "none"  ? LogitsOf::kNone
+                                    : logits_of == "all" ? LogitsOf::kAll
+                                                         : LogitsOf::kLast;
             const size_t rows = wanted == LogitsOf::kNone ? 0 : wanted == LogitsOf::kAll ? tokens.size() : 1;
             float* data = nullptr;
             Logits logits = make_logits(rows, size_t(s.engine->hyperparameters().n_vocab), data);
@@ -161,7 +167,8 @@ void bind_model(nb::module_& m) {
   m.def(
       "decode",
       [](const std::vector<SessionHandle*>& sessions, const Tokens& tokens) {
-        if (sessions.empty() || !sessions.front()) throw ArgumentError("[decode] sessions, expected at least one, got none");
+        if (sessions.empty() || !sessions.front())
+          throw ArgumentError("[decode] sessions, expected at least one, got none");
         std::vector<KvCache*> caches;
         for (const SessionHandle* s : sessions) {
           if (!s || s->engine != sessions.front()->engine) throw ArgumentError("[decode] sessions of different models");

@@ -19,8 +19,8 @@ struct CpuBackend::Piece {
   int head;             // KV head
   int first_row, rows;  // of the batch
   int64_t first_position;
-  int64_t begin, end;   // positions attended to
-  float* partial;       // where max, sum and acc go; nullptr: straight to the output
+  int64_t begin, end;  // positions attended to
+  float* partial;      // where max, sum and acc go; nullptr: straight to the output
 };
 
 void CpuBackend::run_piece(const Piece& p, int layer, const float* q, int n_head, float scale, float* out) {

@@ -52,8 +52,8 @@ void CpuBackend::rms_norm(const float* x, const float* weight, float eps, int n,
 void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
   const int64_t n_cols = products.front().weight->n_cols;
   const int64_t stride = kernels_.activation_bytes(n_cols);
-  const bool quantized = std::ranges::any_of(
-      products, [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; });
+  const bool quantized =
+      std::ranges::any_of(products, [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; });
   if (quantized) {
     std::byte* out = activations_.grow(size_t(n) * size_t(stride));
     for_ranges(n, kElementGrain / n_cols, [&](int64_t begin, int64_t end) {
@@ -74,8 +74,8 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
     for (int first = 0; first < n; first += rows_at_once) {
       const int count = std::min(rows_at_once, n - first);
       for (int64_t r = 0; r < m; r += step)
-        tasks.push_back({p.weight, r, std::min(m, r + step), input + first * x_stride, x_stride, count, p.bias,
-                         p.y + first * m});
+        tasks.push_back(
+            {p.weight, r, std::min(m, r + step), input + first * x_stride, x_stride, count, p.bias, p.y + first * m});
     }
   }
   pool_.run(int(tasks.size()), [&](int i) {
@@ -113,15 +113,13 @@ void CpuBackend::store_kv(const Batch& batch, int layer, const float* k, const f
 }
 
 void CpuBackend::swiglu(float* gate, const float* up, size_t n) {
-  for_ranges(int64_t(n), kElementGrain, [&](int64_t begin, int64_t end) {
-    kernels_.swiglu(gate + begin, up + begin, end - begin);
-  });
+  for_ranges(int64_t(n), kElementGrain,
+             [&](int64_t begin, int64_t end) { kernels_.swiglu(gate + begin, up + begin, end - begin); });
 }
 
 void CpuBackend::add(float* x, const float* y, size_t n) {
-  for_ranges(int64_t(n), kElementGrain, [&](int64_t begin, int64_t end) {
-    kernels_.add(x + begin, y + begin, end - begin);
-  });
+  for_ranges(int64_t(n), kElementGrain,
+             [&](int64_t begin, int64_t end) { kernels_.add(x + begin, y + begin, end - begin); });
 }
 
 void CpuBackend::upload(const float* host, size_t n, float* to) { std::memcpy(to, host, n * sizeof(float)); }

@@ -50,8 +50,7 @@ void store_key(KvType type, int head_dim, const float* k, int lane, std::byte* b
       for (int i = 0; i < head_dim; ++i) reinterpret_cast<float*>(block)[i * kPositions + lane] = k[i];
       return;
     case KvType::F16:
-      for (int i = 0; i < head_dim; ++i)
-        reinterpret_cast<uint16_t*>(block)[i * kPositions + lane] = to_half(k[i]);
+      for (int i = 0; i < head_dim; ++i) reinterpret_cast<uint16_t*>(block)[i * kPositions + lane] = to_half(k[i]);
       return;
     case KvType::Q8_0:
       for (int i = 0; i < head_dim; i += 32, block += 34 * kPositions) {
@@ -92,11 +91,14 @@ CpuKvCache::CpuKvCache(const KvShape& shape) : KvCache(shape) {
   const int64_t blocks = (shape.n_ctx + kTile - 1) / kTile * (kTile / kPositions);
   k_bytes_ = whole_pages(blocks * k_block_bytes(shape.type_k, shape.head_dim_k));
   v_bytes_ = whole_pages(shape.n_ctx * v_row_bytes(shape.type_v, shape.head_dim_v));
-  total_bytes_ = int64_t(checked_mul(uint64_t(k_bytes_ + v_bytes_), uint64_t(shape.n_layer) * uint64_t(shape.n_head_kv)));
-  void* memory = mmap(nullptr, size_t(total_bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  total_bytes_ =
+      int64_t(checked_mul(uint64_t(k_bytes_ + v_bytes_), uint64_t(shape.n_layer) * uint64_t(shape.n_head_kv)));
+  void* memory =
+      mmap(nullptr, size_t(total_bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED)
     throw DeviceError("[kv cache] " + std::to_string(total_bytes_) + " bytes of address space for a context of " +
-                      std::to_string(shape.n_ctx) + " were refused (" + std::strerror(errno) + "); a smaller n_ctx needs less");
+                      std::to_string(shape.n_ctx) + " were refused (" + std::strerror(errno) +
+                      "); a smaller n_ctx needs less");
   memory_ = static_cast<std::byte*>(memory);
   // Every layer and head has a region of its own: huge pages would take 2 MiB of each with the first token.
   madvise(memory, size_t(total_bytes_), MADV_NOHUGEPAGE);

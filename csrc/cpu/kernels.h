@@ -1,5 +1,5 @@
-// What an instruction set provides: one table of plain functions, filled in by isa/<name>/kernels.cpp. Only pointers and
-// numbers cross this line, so that code compiled with one set's flags is never linked into another's path.
+// What an instruction set provides: one table of plain functions, filled in by isa/<name>/kernels.cpp. Only pointers
+// and numbers cross this line, so that code compiled with one set's flags is never linked into another's path.
 #pragma once
 
 #include <cstddef>
@@ -21,11 +21,11 @@ constexpr int64_t kAttentionChunk = 512;
 struct MatmulTask {
   const Weight* w;
   int64_t row_begin, row_end;
-  const std::byte* x;    // quantized activations of this set, or float32 where the format is Kind::kFloat
-  int64_t x_stride;      // bytes a row
-  int n;                 // rows of x
-  const float* bias;     // [w->n_rows] or nullptr
-  float* y;              // [n, w->n_rows]
+  const std::byte* x;  // quantized activations of this set, or float32 where the format is Kind::kFloat
+  int64_t x_stride;    // bytes a row
+  int n;               // rows of x
+  const float* bias;   // [w->n_rows] or nullptr
+  float* y;            // [n, w->n_rows]
 };
 using MatmulFunction = void (*)(const MatmulTask&);
 
@@ -41,9 +41,9 @@ struct AttentionTask {
   const int64_t* n_visible;  // [n_queries] positions each query sees
   int64_t begin, end;        // positions of this piece; begin is a multiple of 16
   float scale;
-  float* max;                // [n_queries] out: largest score
-  float* sum;                // [n_queries] out: sum of exp(score - max)
-  float* acc;                // [n_queries, head_dim_v] out: sum of exp(score - max) v
+  float* max;  // [n_queries] out: largest score
+  float* sum;  // [n_queries] out: sum of exp(score - max)
+  float* acc;  // [n_queries, head_dim_v] out: sum of exp(score - max) v
 };
 
 struct Kernels {

@@ -18,9 +18,12 @@ static_assert(kTile % kPositions == 0);
 
 inline int64_t bytes_of(KvType type, int64_t n) {
   switch (type) {
-    case KvType::F32: return n * 4;
-    case KvType::F16: return n * 2;
-    case KvType::Q8_0: return n / 32 * 34;
+    case KvType::F32:
+      return n * 4;
+    case KvType::F16:
+      return n * 2;
+    case KvType::Q8_0:
+      return n / 32 * 34;
   }
   return 0;
 }

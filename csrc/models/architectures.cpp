@@ -24,7 +24,8 @@ std::unique_ptr<Model> make_model(ModelSource& source, Backend& backend) {
     if (source.architecture() == a.name) return a.make(source, backend);
     names += (names.empty() ? "" : ", ") + std::string(a.name);
   }
-  throw UnsupportedModelError(source.path() + ": architecture " + source.architecture() + " is not supported; supported: " + names);
+  throw UnsupportedModelError(source.path() + ": architecture " + source.architecture() +
+                              " is not supported; supported: " + names);
 }
 
 }  // namespace gristmill::models

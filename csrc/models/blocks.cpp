@@ -48,7 +48,8 @@ Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameter
     l.attn_k_bias = optional("attn_k.bias", n_k);
     l.attn_v_bias = optional("attn_v.bias", n_v);
     const int biases = (l.attn_q_bias != nullptr) + (l.attn_k_bias != nullptr) + (l.attn_v_bias != nullptr);
-    if (biases != 0 && biases != 3) source.fail("layer " + std::to_string(i) + " has a bias for some of q, k and v only");
+    if (biases != 0 && biases != 3)
+      source.fail("layer " + std::to_string(i) + " has a bias for some of q, k and v only");
     l.attn_output_bias = optional("attn_output.bias", h.n_embd);
     l.ffn_gate_bias = optional("ffn_gate.bias", h.n_ff);
     l.ffn_up_bias = optional("ffn_up.bias", h.n_ff);
@@ -127,7 +128,8 @@ void Blocks::attention(const Batch& batch, int layer) {
   backend_.store_kv(batch, layer, k_.get(), v_.get());
   const float scale = 1.0f / std::sqrt(float(h_.head_dim_k));
   backend_.attention(batch, layer, q_.get(), h_.n_head, scale, attended_.get());
-  backend_.matmul(std::array{Product{&l.attn_output, l.attn_output_bias.get(), projected_.get()}}, attended_.get(), n, batch.is_decode());
+  backend_.matmul(std::array{Product{&l.attn_output, l.attn_output_bias.get(), projected_.get()}}, attended_.get(), n,
+                  batch.is_decode());
   backend_.add(x_.get(), projected_.get(), size_t(n) * size_t(h_.n_embd));
 }
 
@@ -139,7 +141,8 @@ void Blocks::feed_forward(const Batch& batch, int layer) {
                                           Product{&l.ffn_up, l.ffn_up_bias.get(), up_.get()}};
   backend_.matmul(gate_up, normed_.get(), n, batch.is_decode());
   backend_.swiglu(gate_.get(), up_.get(), size_t(n) * size_t(h_.n_ff));
-  backend_.matmul(std::array{Product{&l.ffn_down, l.ffn_down_bias.get(), projected_.get()}}, gate_.get(), n, batch.is_decode());
+  backend_.matmul(std::array{Product{&l.ffn_down, l.ffn_down_bias.get(), projected_.get()}}, gate_.get(), n,
+                  batch.is_decode());
   backend_.add(x_.get(), projected_.get(), size_t(n) * size_t(h_.n_embd));
 }
 

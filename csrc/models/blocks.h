@@ -13,13 +13,13 @@ namespace gristmill::models {
 using Vector = std::shared_ptr<const float[]>;
 
 struct LayerWeights {
-  Vector attn_norm, ffn_norm;                // [n_embd]
-  Weight attn_q, attn_k, attn_v;             // [n_head * head_dim, n_embd]
+  Vector attn_norm, ffn_norm;     // [n_embd]
+  Weight attn_q, attn_k, attn_v;  // [n_head * head_dim, n_embd]
   // Biases are nullptr where the file has none.
   Vector attn_q_bias, attn_k_bias, attn_v_bias, attn_output_bias, ffn_gate_bias, ffn_up_bias, ffn_down_bias;
-  Weight attn_output;                        // [n_embd, n_head * head_dim_v]
-  Weight ffn_gate, ffn_up;                   // [n_ff, n_embd]
-  Weight ffn_down;                           // [n_embd, n_ff]
+  Weight attn_output;       // [n_embd, n_head * head_dim_v]
+  Weight ffn_gate, ffn_up;  // [n_ff, n_embd]
+  Weight ffn_down;          // [n_embd, n_ff]
 };
 
 struct Weights {
@@ -39,10 +39,10 @@ class Blocks {
  public:
   Blocks(const Hyperparameters& h, const Weights& weights, Backend& backend);
 
-  void embed(const Batch& batch);                               // x = rows of token_embd; rope tables for the batch
-  void attention(const Batch& batch, int layer);                // x += attention(norm(x))
-  void feed_forward(const Batch& batch, int layer);             // x += ffn(norm(x))
-  void head(const Batch& batch, float* logits);                 // logits of batch.output_rows, to the host
+  void embed(const Batch& batch);                    // x = rows of token_embd; rope tables for the batch
+  void attention(const Batch& batch, int layer);     // x += attention(norm(x))
+  void feed_forward(const Batch& batch, int layer);  // x += ffn(norm(x))
+  void head(const Batch& batch, float* logits);      // logits of batch.output_rows, to the host
 
  private:
   void reserve(int n);

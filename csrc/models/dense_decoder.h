@@ -1,4 +1,5 @@
-// The forward pass of a dense pre-norm decoder: what `llama` and `qwen2` have in common from the first layer to the last.
+// The forward pass of a dense pre-norm decoder: what `llama` and `qwen2` have in common from the first layer to the
+// last.
 #pragma once
 
 #include "models/blocks.h"

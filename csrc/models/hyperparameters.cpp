@@ -17,7 +17,8 @@ double positive(ModelSource& source, const std::string& key, std::optional<doubl
   const auto found = source.optional_number(key);
   if (!found && !fallback) source.fail("metadata " + source.architecture() + "." + key + " is missing");
   const double x = found ? *found : *fallback;
-  if (!(x > 0)) source.fail("metadata " + source.architecture() + "." + key + ", expected more than 0, got " + std::to_string(x));
+  if (!(x > 0))
+    source.fail("metadata " + source.architecture() + "." + key + ", expected more than 0, got " + std::to_string(x));
   return x;
 }
 
@@ -36,7 +37,8 @@ RopeParameters read_rope(ModelSource& source, RopeStyle style, int head_dim, int
   const auto factor = source.optional_number("rope.scaling.factor");
   rope.factor = factor.value_or(old_factor.value_or(1.0));
   if (rope.factor == 0.0) rope.factor = 1.0;  // ggml writes 0 for "none"
-  if (!(rope.factor > 0)) source.fail("metadata " + source.architecture() + ".rope.scaling.factor, expected more than 0");
+  if (!(rope.factor > 0))
+    source.fail("metadata " + source.architecture() + ".rope.scaling.factor, expected more than 0");
   const std::string type = source.optional_text("rope.scaling.type").value_or(rope.factor != 1.0 ? "linear" : "none");
   if (type == "none") {
     rope.scaling = RopeScaling::kNone;
@@ -48,8 +50,8 @@ RopeParameters read_rope(ModelSource& source, RopeStyle style, int head_dim, int
     throw UnsupportedModelError(source.path() + ": metadata " + source.architecture() +
                                 ".rope.scaling.type, expected none, linear or yarn, got " + type);
   }
-  rope.attn_factor = positive(source, "rope.scaling.attn_factor", 1.0) *
-                     positive(source, "rope.scaling.yarn_attn_factor", 1.0);
+  rope.attn_factor =
+      positive(source, "rope.scaling.attn_factor", 1.0) * positive(source, "rope.scaling.yarn_attn_factor", 1.0);
   const double ext_factor = source.optional_number("rope.scaling.yarn_ext_factor").value_or(-1.0);
   if (ext_factor > 1.0)
     source.fail("metadata " + source.architecture() + ".rope.scaling.yarn_ext_factor, expected at most 1");
@@ -68,8 +70,8 @@ double RopeParameters::magnitude() const {
 
 std::vector<double> RopeParameters::frequencies(const float* divisors) const {
   std::vector<double> frequency(size_t(dims) / 2);
-  // YaRN (Peng et al. 2023, section 3.2): pairs that turn more than beta_fast times over the original context keep their
-  // frequency, those below beta_slow turns are interpolated, a linear ramp over the pair's index lies between.
+  // YaRN (Peng et al. 2023, section 3.2): pairs that turn more than beta_fast times over the original context keep
+  // their frequency, those below beta_slow turns are interpolated, a linear ramp over the pair's index lies between.
   const auto pair_of_turns = [&](double turns) {
     return dims * std::log(double(original_context) / (turns * 2.0 * std::numbers::pi)) / (2.0 * std::log(freq_base));
   };

@@ -17,10 +17,10 @@ struct RopeParameters {
   int dims = 0;  // of each head, from its start; even
   double freq_base = 10000.0;
   RopeScaling scaling = RopeScaling::kNone;
-  double factor = 1.0;              // context extension
-  int64_t original_context = 0;     // of training, before YaRN
-  double attn_factor = 1.0;         // multiplies YaRN's own 0.1 ln(factor) + 1
-  double ext_factor = 1.0;          // 1: the whole NTK-by-parts ramp; 0: plain interpolation
+  double factor = 1.0;           // context extension
+  int64_t original_context = 0;  // of training, before YaRN
+  double attn_factor = 1.0;      // multiplies YaRN's own 0.1 ln(factor) + 1
+  double ext_factor = 1.0;       // 1: the whole NTK-by-parts ramp; 0: plain interpolation
   double beta_fast = 32.0, beta_slow = 1.0;
 
   // What cosines and sines are multiplied with: 1, or YaRN's attention temperature.

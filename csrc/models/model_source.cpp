@@ -10,7 +10,8 @@ namespace gristmill::models {
 namespace {
 
 const char* type_name(const Value& v) {
-  static constexpr const char* kNames[] = {"bool", "int", "float", "str", "array (values that differ by layer are not supported)"};
+  static constexpr const char* kNames[] = {"bool", "int", "float", "str",
+                                           "array (values that differ by layer are not supported)"};
   return kNames[v.index()];
 }
 

@@ -1,5 +1,5 @@
-// What the Python side hands over: metadata after overrides, and the tensor table over mapped files. Reading goes through
-// typed getters that name the file and the key when something is wrong, and remember what was read.
+// What the Python side hands over: metadata after overrides, and the tensor table over mapped files. Reading goes
+// through typed getters that name the file and the key when something is wrong, and remember what was read.
 #pragma once
 
 #include <cstdint>

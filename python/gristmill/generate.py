@@ -21,7 +21,7 @@ Kind = Literal["content", "reasoning"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of generated text. The last piece of a generation carries the finish reason (and may be empty)."""
+    """A stretch of generated text. The last of a generation carries the finish reason (and may be empty)."""
 
     text: str
     token: int | None
@@ -54,7 +54,11 @@ class GenerationStats:
     @property
     def decode_tokens_per_second(self) -> float:
         """Decoding speed; the first token comes with the prompt and is not counted."""
-        return (self.n_generated - 1) / self.decode_seconds if self.decode_seconds and self.n_generated > 1 else 0.0
+        return (
+            (self.n_generated - 1) / self.decode_seconds
+            if self.decode_seconds and self.n_generated > 1
+            else 0.0
+        )
 
 
 @dataclass
@@ -139,13 +143,13 @@ def generate(
         ignore_eog: Whether end-of-generation tokens are masked out, so that only ``max_tokens`` ends it.
         split_reasoning: Whether text between ``<think>`` and ``</think>`` comes as pieces of kind
             ``"reasoning"`` without the tags.
-        add_special: Whether the tokenizer adds what the file asks for (BOS); for text only. None adds it unless
-            the text, such as a rendered chat template, begins with it already.
+        add_special: Whether the tokenizer adds what the file asks for (BOS); for text only. None adds it
+            unless the text, such as a rendered chat template, begins with it already.
         parse_special: Whether special tokens in the text are parsed; for text only.
 
     Returns:
-        An iterator of :class:`Piece`. The last one has a finish reason: ``"eog"``, ``"stop"``, ``"length"`` or
-        ``"context_full"``.
+        An iterator of :class:`Piece`. The last one has a finish reason: ``"eog"``, ``"stop"``, ``"length"``
+        or ``"context_full"``.
 
     Raises:
         ContextFullError: The prompt does not fit the context (both lengths are in the message).
@@ -165,8 +169,8 @@ def generate(
         raise ArgumentError("the prompt has no tokens")
     if len(ids) > model.n_ctx:
         raise ContextFullError(
-            f"the prompt has {len(ids)} tokens, but the context holds {model.n_ctx}; a larger n_ctx (--ctx-size) or a "
-            "shorter prompt would do"
+            f"the prompt has {len(ids)} tokens, but the context holds {model.n_ctx}; "
+            "a larger n_ctx (--ctx-size) or a shorter prompt would do"
         )
     if session is not None and session.model is not model:
         raise ArgumentError("the session belongs to another model")
@@ -185,7 +189,9 @@ def generate(
 
         splitter = ReasoningSplitter(in_reasoning=opens_reasoning(text))
     tokens = loop.tokens(max_tokens, ignore_eog)
-    generation.pieces = _pieces(tokens, loop, tokenizer.stream(skip_special=True), StopMatcher(stop), splitter)
+    generation.pieces = _pieces(
+        tokens, loop, tokenizer.stream(skip_special=True), StopMatcher(stop), splitter
+    )
     return generation
 
 
@@ -221,7 +227,8 @@ class _Loop:
         stats.prompt_seconds = time.perf_counter() - begin
         eog = self.model.tokenizer.eog_ids
         masked = sorted(eog) if ignore_eog else []
-        n_vocab = self.model.tokenizer.n_vocab  # embeddings may be padded beyond it, with rows that mean nothing
+        # Embeddings may be padded beyond the vocabulary, with rows that mean nothing.
+        n_vocab = self.model.tokenizer.n_vocab
         while True:
             logits[masked] = -float("inf")
             logits[n_vocab:] = -float("inf")

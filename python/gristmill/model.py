@@ -222,8 +222,8 @@ class Model:
         return logits
 
     def _engine_metadata(self) -> dict[str, object]:
-        """Scalars, and arrays under the architecture's prefix: one value for all layers as a scalar, others as they
-        are, which the engine refuses by name if it needs the key."""
+        """Scalars, and arrays under the architecture's prefix: one value for all layers as a scalar, others
+        as they are, which the engine refuses by name if it needs the key."""
         values: dict[str, object] = dict(self.metadata.scalars())
         for key in self.metadata:
             if key.startswith(f"{self.architecture}.") and key not in values:
@@ -246,13 +246,13 @@ class Model:
         own = self.engine.rope_magnitude / given  # above 1 only with YaRN
         if own > 1.0 and abs(given - own) < 0.02:
             warn(
-                f"the attention factor {given:g} multiplies YaRN's own {own:.4f}, which makes {given * own:.4f}; "
-                "leave it out to get YaRN as published"
+                f"the attention factor {given:g} multiplies YaRN's own {own:.4f}, which makes "
+                f"{given * own:.4f}; leave it out to get YaRN as published"
             )
         if self.n_ctx > self.n_ctx_train:
             warn(
-                f"a context of {self.n_ctx} is longer than the {self.n_ctx_train} positions that the model knows; "
-                "text beyond them is likely to be poor"
+                f"a context of {self.n_ctx} is longer than the {self.n_ctx_train} positions that the model "
+                "knows; text beyond them is likely to be poor"
             )
 
 
@@ -275,11 +275,13 @@ class Session:
         """Positions there are."""
         return self.model.n_ctx
 
-    def forward(self, ids: Sequence[int] | NDArray[np.integer[Any]], all_logits: bool = False) -> NDArray[np.float32]:
+    def forward(
+        self, ids: Sequence[int] | NDArray[np.integer[Any]], all_logits: bool = False
+    ) -> NDArray[np.float32]:
         """Append tokens to the sequence.
 
-        Long prompts run in several passes. Ctrl-C takes effect between the layers of one; the session then holds
-        the positions of the passes that were done.
+        Long prompts run in several passes. Ctrl-C takes effect between the layers of one; the session then
+        holds the positions of the passes that were done.
 
         Args:
             ids: Token ids, at least one.
@@ -303,8 +305,8 @@ class Session:
         if self.n_past + len(tokens) > self.n_ctx:
             held = f" of which {self.n_past} are filled" if self.n_past else ""
             raise ContextFullError(
-                f"{len(tokens)} tokens do not fit the context of {self.n_ctx}{held}; a larger n_ctx (--ctx-size) "
-                "would hold them"
+                f"{len(tokens)} tokens do not fit the context of {self.n_ctx}{held}; a larger n_ctx "
+                "(--ctx-size) would hold them"
             )
         step = self.model.engine.max_batch
         every = np.empty((len(tokens), self.model.n_vocab), np.float32) if all_logits else None
@@ -345,7 +347,8 @@ class Session:
 
 
 def _keys_read_in_python() -> set[str]:
-    """The metadata keys of the tokenizer and the template, which are built on first use, after overrides are checked."""
+    """The metadata keys of the tokenizer and the template, which are built on first use, after overrides are
+    checked."""
     from gristmill.vocabulary import KEYS
 
     return {*KEYS, "tokenizer.chat_template"}
@@ -354,7 +357,9 @@ def _keys_read_in_python() -> set[str]:
 def _token_array(ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int32]:
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise ArgumentError(f"token ids, expected a flat sequence of integers, got {array.dtype} {array.shape}")
+        raise ArgumentError(
+            f"token ids, expected a flat sequence of integers, got {array.dtype} {array.shape}"
+        )
     if array.size and (int(array.min()) < -(2**31) or int(array.max()) >= 2**31):
         raise ArgumentError("token ids, expected 32-bit integers")
     return np.ascontiguousarray(array, dtype=np.int32)

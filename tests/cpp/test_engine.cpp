@@ -38,8 +38,8 @@ std::vector<float> run(const TinyModel& model, EngineOptions options = {}, std::
   Engine engine(models::ModelSource({file.path()}, model.tensors, model.metadata), options);
   const auto cache = engine.make_cache();
   std::vector<float> logits(size_t(engine.hyperparameters().n_vocab) * tokens.size());
-  engine.forward(*cache, tokens, true, logits.data());
-  engine.forward(*cache, tokens.first(1), false, logits.data());
+  engine.forward(*cache, tokens, LogitsOf::kAll, logits.data());
+  engine.forward(*cache, tokens.first(1), LogitsOf::kLast, logits.data());
   logits.resize(size_t(engine.hyperparameters().n_vocab));
   return logits;
 }
@@ -295,7 +295,9 @@ void hostile_calls() {
   Engine engine(source(), kScalar);
   const auto cache = engine.make_cache();
   std::vector<float> logits(size_t(64 * 40));
-  const auto forward = [&](std::vector<int32_t> tokens) { engine.forward(*cache, tokens, true, logits.data()); };
+  const auto forward = [&](std::vector<int32_t> tokens) {
+    engine.forward(*cache, tokens, LogitsOf::kAll, logits.data());
+  };
   check_throws("no tokens", Expect::kArgument, "at least one", [&] { forward({}); });
   check_throws("a negative token", Expect::kArgument, "got -1", [&] { forward({1, -1}); });
   check_throws("token n_vocab", Expect::kArgument, "got 40", [&] { forward({40}); });
@@ -329,18 +331,18 @@ void errors_append_nothing() {
   const auto cache = engine.make_cache(), other = engine.make_cache();
   std::vector<float> logits(40), expected(40);
   const int32_t first[] = {1, 2, 3}, bad[] = {4, 7}, next[] = {5};
-  engine.forward(*cache, first, false, logits.data());
+  engine.forward(*cache, first, LogitsOf::kLast, logits.data());
   check_throws("NaN in a row", Expect::kError, "position 4 are not finite",
-               [&] { engine.forward(*cache, bad, false, logits.data()); });
+               [&] { engine.forward(*cache, bad, LogitsOf::kLast, logits.data()); });
   CHECK(cache->n_past() == 3, "%lld", (long long)cache->n_past());
-  engine.forward(*cache, next, false, logits.data());
-  engine.forward(*other, first, false, expected.data());
-  engine.forward(*other, next, false, expected.data());
+  engine.forward(*cache, next, LogitsOf::kLast, logits.data());
+  engine.forward(*other, first, LogitsOf::kLast, expected.data());
+  engine.forward(*other, next, LogitsOf::kLast, expected.data());
   CHECK(logits == expected);
 }
 
-// Contexts that end in the middle of what attention takes at a time. It reads K by whole tiles, so that they must lie in
-// the memory of their own head: what follows the last head's belongs to nobody.
+// Contexts that end in the middle of what attention takes at a time. It reads K by whole tiles, so that they must lie
+// in the memory of their own head: what follows the last head's belongs to nobody.
 void odd_contexts() {
   constexpr KvType kTypes[] = {KvType::F32, KvType::F16, KvType::Q8_0};
   const TinyModel tiny = make_tiny({}, TypeId::F16);
@@ -356,7 +358,7 @@ void odd_contexts() {
         Engine engine(models::ModelSource({file.path()}, tiny.tensors, tiny.metadata), {n_ctx, 1, type_k, type_v, ""});
         const auto full = engine.make_cache();
         std::vector<float> logits(40);
-        engine.forward(*full, std::vector<int32_t>(size_t(n_ctx), 3), false, logits.data());
+        engine.forward(*full, std::vector<int32_t>(size_t(n_ctx), 3), LogitsOf::kLast, logits.data());
         CHECK(std::ranges::all_of(logits, [](float x) { return std::isfinite(x); }));
       }
     }
@@ -374,12 +376,13 @@ void cut_file() {
     Engine other(models::ModelSource({other_file.path()}, tiny.tensors, tiny.metadata), options);
     const auto cache = engine.make_cache(), other_cache = other.make_cache();
     std::vector<float> logits(40 * kTokens.size());
-    engine.forward(*cache, kTokens, true, logits.data());
+    engine.forward(*cache, kTokens, LogitsOf::kAll, logits.data());
     CHECK(file.write({std::byte{0}}));
     for (int round = 0; round < 2; ++round)
-      check_throws("cut", Expect::kGGUF, "was cut", [&] { engine.forward(*cache, kTokens, true, logits.data()); });
+      check_throws("cut", Expect::kGGUF, "was cut",
+                   [&] { engine.forward(*cache, kTokens, LogitsOf::kAll, logits.data()); });
     CHECK(cache->n_past() == int64_t(kTokens.size()));
-    other.forward(*other_cache, kTokens, true, logits.data());
+    other.forward(*other_cache, kTokens, LogitsOf::kAll, logits.data());
   }
 }
 

@@ -138,7 +138,7 @@ void run(const test::TinyModel& model, const test::MemoryFile& file, const Engin
   for (int step = 0; step < 3; ++step) {
     std::vector<int32_t> tokens;
     for (size_t i = 0, n = input.below(6); i < n; ++i) tokens.push_back(input.take<int8_t>() % 10);
-    const bool all = input.flip();
+    const LogitsOf wanted = input.flip() ? LogitsOf::kAll : LogitsOf::kLast;
     const auto logits = std::make_unique<float[]>(n_vocab * std::max<size_t>(2, tokens.size()));
     const int64_t before = cache->n_past();
     try {
@@ -148,7 +148,7 @@ void run(const test::TinyModel& model, const test::MemoryFile& file, const Engin
         engine.decode(both, std::span(tokens).first(2), logits.get());
         continue;
       }
-      engine.forward(*cache, tokens, all, logits.get());
+      engine.forward(*cache, tokens, wanted, logits.get());
     } catch (const Error&) {
       fuzz::require(cache->n_past() == before, "a call that fails appends nothing");
       throw;

@@ -1,7 +1,8 @@
 """An engine of a few lines for tests of the command line, and a program that runs the command line on it.
 
-The model's vocabulary is the 256 bytes and an end; its answer to a prompt is what ``reply`` says. Run as a program
-(``python cli_fake.py run ...``), commands behave like ``gristmill``'s, so that signals and terminals can be tested.
+The model's vocabulary is the 256 bytes and an end; its answer to a prompt is what ``reply`` says. Run as a
+program (``python cli_fake.py run ...``), commands behave like ``gristmill``'s, so that signals and terminals
+can be tested.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class FakeTokenizer:
 class FakeTemplate:
     """Renders ``[role:content]`` for each message and ``[assistant:`` at the end."""
 
-    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True, **kwargs: Any) -> str:
+    def render(
+        self, messages: list[dict[str, str]], add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str:
         text = "".join(f"[{m['role']}:{m['content']}]" for m in messages)
         return text + "".join(f"({k}={v})" for k, v in kwargs.items()) + "[assistant:" * add_generation_prompt
 
@@ -86,7 +89,9 @@ class FakeModel:
         self.prompts.append(text)
         session: FakeSession = options["session"]
         if len(prompt) > session.n_ctx:
-            raise ContextFullError(f"the prompt has {len(prompt)} tokens, but the context holds {session.n_ctx}")
+            raise ContextFullError(
+                f"the prompt has {len(prompt)} tokens, but the context holds {session.n_ctx}"
+            )
         if "fail" in text.rpartition("[user:")[2]:
             raise Error("the logits are not finite")
         n_reused = 0

@@ -13,8 +13,8 @@ constexpr float kActivationMax = 16256.0f;
 // Groups whose largest magnitude is below this are taken as zero: their inverse would overflow.
 constexpr float kActivationSmallest = 0x1p-100f;
 
-// peak: the largest magnitude of the group; a NaN among them must arrive as NaN. Codes have no NaN, so the scale carries
-// it: what is not finite must reach the logits and be seen there.
+// peak: the largest magnitude of the group; a NaN among them must arrive as NaN. Codes have no NaN, so the scale
+// carries it: what is not finite must reach the logits and be seen there.
 static inline ActivationScale activation_scale(float peak) {
   if (!(peak <= std::numeric_limits<float>::max())) return {std::numeric_limits<float>::quiet_NaN(), 0.0f};
   if (peak < kActivationSmallest) return {0.0f, 0.0f};

@@ -26,7 +26,7 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int head_dim, 
   typename V::T acc[Q][kBlocks * kVectors];
   for (auto& row : acc)
     for (auto& a : row) a = V::zero();
-  const auto step = [&](const std::byte* p, int64_t at, int dim, typename V::T(&into)[Q][kBlocks * kVectors]) {
+  const auto step = [&](const std::byte* p, int64_t at, int dim, typename V::T(&into)[Q][kBlocks* kVectors]) {
     for (int b = 0; b < kBlocks; ++b) {
       for (int l = 0; l < kVectors; ++l) {
         const typename V::T key = load_kv<V, type>(p + b * block_bytes, at + l * V::N);
@@ -45,8 +45,7 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int head_dim, 
       for (int d = 0; d < 32; ++d) step(k + 2 * kPositions, int64_t(d) * kPositions, i + d, part);
       for (int b = 0; b < kBlocks; ++b) {
         for (int l = 0; l < kVectors; ++l) {
-          const typename V::T s =
-              V::from_half(reinterpret_cast<const uint16_t*>(k + b * block_bytes) + l * V::N);
+          const typename V::T s = V::from_half(reinterpret_cast<const uint16_t*>(k + b * block_bytes) + l * V::N);
           for (int j = 0; j < Q; ++j) {
             auto& a = acc[j][b * kVectors + l];
             a = V::fma(part[j][b * kVectors + l], s, a);
@@ -63,7 +62,8 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int head_dim, 
 
 // acc[j * head_dim + d] += sum over positions of p[j * kTile + position] * v[position][d], for Q queries.
 template <class V, KvType type, int Q>
-inline void add_values(const std::byte* v, int64_t row_bytes, int n_positions, int head_dim, const float* p, float* acc) {
+inline void add_values(const std::byte* v, int64_t row_bytes, int n_positions, int head_dim, const float* p,
+                       float* acc) {
   constexpr int kVectors = V::kValueVectors;
   constexpr int kStep = kVectors * V::N;
   int d = 0;
@@ -132,9 +132,11 @@ inline void for_query_groups(int n, const F& f) {
 
 // The running softmax over one tile: scores become weights, sums and acc are brought to the new maximum.
 template <class V>
-inline void update_softmax(float* scores, int n_visible, float scale, float& max, float& sum, float* acc, int head_dim) {
+inline void update_softmax(float* scores, int n_visible, float scale, float& max, float& sum, float* acc,
+                           int head_dim) {
   using T = typename V::T;
-  if (n_visible < kTile) std::fill(scores + std::max(n_visible, 0), scores + kTile, -std::numeric_limits<float>::infinity());
+  if (n_visible < kTile)
+    std::fill(scores + std::max(n_visible, 0), scores + kTile, -std::numeric_limits<float>::infinity());
   if (n_visible <= 0) {
     std::fill(scores, scores + kTile, 0.0f);
     return;
@@ -195,15 +197,21 @@ template <class V>
 void attention(const AttentionTask& t) {
   const auto with_k = [&]<KvType type_k>() {
     switch (t.type_v) {
-      case KvType::F32: return attend<V, type_k, KvType::F32>(t);
-      case KvType::F16: return attend<V, type_k, KvType::F16>(t);
-      case KvType::Q8_0: return attend<V, type_k, KvType::Q8_0>(t);
+      case KvType::F32:
+        return attend<V, type_k, KvType::F32>(t);
+      case KvType::F16:
+        return attend<V, type_k, KvType::F16>(t);
+      case KvType::Q8_0:
+        return attend<V, type_k, KvType::Q8_0>(t);
     }
   };
   switch (t.type_k) {
-    case KvType::F32: return with_k.template operator()<KvType::F32>();
-    case KvType::F16: return with_k.template operator()<KvType::F16>();
-    case KvType::Q8_0: return with_k.template operator()<KvType::Q8_0>();
+    case KvType::F32:
+      return with_k.template operator()<KvType::F32>();
+    case KvType::F16:
+      return with_k.template operator()<KvType::F16>();
+    case KvType::Q8_0:
+      return with_k.template operator()<KvType::Q8_0>();
   }
 }
 

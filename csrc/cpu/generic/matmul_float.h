@@ -31,7 +31,8 @@ inline typename V::T load_weights(const std::byte* row, int64_t i, int count) {
 
 // Lanes run along a row; R rows and T tokens at a time share the loads.
 template <class V, class Format, int R, int T>
-inline void dot_rows(const std::byte* w, int64_t row_bytes, const std::byte* x, int64_t x_stride, int64_t n_cols, float (&out)[R][T]) {
+inline void dot_rows(const std::byte* w, int64_t row_bytes, const std::byte* x, int64_t x_stride, int64_t n_cols,
+                     float (&out)[R][T]) {
   typename V::T acc[R][T];
   for (auto& row : acc)
     for (auto& a : row) a = V::zero();

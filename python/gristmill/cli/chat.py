@@ -88,7 +88,8 @@ class Chat:
 
     def _template_arguments(self) -> dict[str, Any]:
         arguments = dict(self._args.chat_template_kwargs)
-        # QwQ's template closes the thinking that it opened unless this is said; templates without the switch ignore it.
+        # QwQ's template closes the thinking that it opened unless this is said; templates without the switch
+        # ignore it.
         arguments.setdefault("enable_thinking", self._args.reasoning != "off")
         return arguments
 

@@ -16,11 +16,11 @@ namespace gristmill::cpu {
 namespace {
 
 struct ActivationRow {
-  const int8_t* planes;      // chunk c: hi at 128 c, lo at 128 c + 64
-  const float* lane_scale;   // of chunk c at 16 c: eight times the scale of its first 32, eight times of its second
-  const float* sum16;        // scale * sum of (128 hi + lo), for each 16
+  const int8_t* planes;     // chunk c: hi at 128 c, lo at 128 c + 64
+  const float* lane_scale;  // of chunk c at 16 c: eight times the scale of its first 32, eight times of its second
+  const float* sum16;       // scale * sum of (128 hi + lo), for each 16
   const float* sum32;
-  const float* scale;        // for each 32
+  const float* scale;  // for each 32
 
   static int64_t chunks(int64_t n_cols) { return (n_cols + 63) / 64; }
   // Whole lines, and one more because sums are read 16 at a time.
@@ -48,7 +48,8 @@ inline void quantize_activations(const float* x, int64_t n_cols, std::byte* out)
     const __m512 v[2] = {_mm512_maskz_loadu_ps(first_lanes(n_cols - i), x + i),
                          _mm512_maskz_loadu_ps(first_lanes(n_cols - i - 16), x + i + 16)};
     // Magnitudes compared as integers: a NaN is larger than any number, becomes the scale, and is seen in every sum.
-    const __m512i peaks = _mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(v[0])), _mm512_castps_si512(_mm512_abs_ps(v[1])));
+    const __m512i peaks =
+        _mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(v[0])), _mm512_castps_si512(_mm512_abs_ps(v[1])));
     const ActivationScale s = activation_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(peaks)));
     float sums[2];
     for (int j = 0; j < 2; ++j) {

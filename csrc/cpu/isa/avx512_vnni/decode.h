@@ -18,8 +18,8 @@ inline __m512 dot64(__m512i u, __m512 scale, __m512i hi, __m512i lo, __m512 sum)
 // R rows with T tokens; rows and tokens unroll so that their sums stay in registers. The order of additions within a
 // row does not depend on R or T.
 template <class Format, int R, int T>
-[[gnu::always_inline]] inline void decode_rows(const std::byte* w, int64_t row_bytes, const ActivationRow* x, int64_t n_cols,
-                                               __m512 (&sum)[R][T]) {
+[[gnu::always_inline]] inline void decode_rows(const std::byte* w, int64_t row_bytes, const ActivationRow* x,
+                                               int64_t n_cols, __m512 (&sum)[R][T]) {
   using U = Unpack<Format>;
   using Block = typename Format::Block;
   constexpr int kBlocks = U::kWeights / Format::kBlockSize;

@@ -20,7 +20,9 @@ namespace {
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m512i load64(const void* p) { return _mm512_loadu_si512(p); }
-inline __m128 load_two(const float* p) { return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+inline __m128 load_two(const float* p) {
+  return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
 inline float half(uint16_t h) { return _cvtsh_ss(h); }
 
 // Two scales over the lanes of 64 weights in groups of 32.
@@ -29,7 +31,8 @@ inline __m512 two_scales(float a, float b) { return _mm512_mask_mov_ps(_mm512_se
 // Nibbles of two 16-byte fields in the order low 16, high 16 of the first, then of the second.
 inline __m512i nibbles_2x16(const void* a, const void* b) {
   const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(a)), load16(b), 1);
-  const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), _mm512_castsi256_si512(both));
+  const __m512i twice =
+      _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), _mm512_castsi256_si512(both));
   const __m512i shifted = _mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
   return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
 }
@@ -49,16 +52,19 @@ inline __mmask64 bits_32(const void* p, int g, int h) {
 
 // Lanes of chunk c from eight scales of 32 weights, or sixteen of 16.
 inline __m512 lanes_of_8(__m256 scales, int c) {
-  const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi32(2 * c));
+  const __m512i index =
+      _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi32(2 * c));
   return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(scales));
 }
 // Groups g and g + 2, as Q4_K's nibbles pair them.
 inline __m512 paired_lanes_of_8(__m256 scales, int g) {
-  const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2), _mm512_set1_epi32(g));
+  const __m512i index =
+      _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2), _mm512_set1_epi32(g));
   return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(scales));
 }
 inline __m512 lanes_of_16(__m512 scales, int c) {
-  const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * c));
+  const __m512i index =
+      _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * c));
   return _mm512_permutexvar_ps(index, scales);
 }
 
@@ -230,8 +236,8 @@ inline __m128i k_scales(const uint8_t* bytes) {
   const __m128i w = load16(bytes);
   const __m128i low = _mm_and_si128(_mm_srlv_epi32(_mm_shuffle_epi32(w, 0x98), _mm_setr_epi32(0, 0, 0, 4)),
                                     _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
-  const __m128i high = _mm_and_si128(_mm_srli_epi32(_mm_shuffle_epi32(w, 0x50), 2),
-                                     _mm_setr_epi32(0, 0x30303030, 0, 0x30303030));
+  const __m128i high =
+      _mm_and_si128(_mm_srli_epi32(_mm_shuffle_epi32(w, 0x50), 2), _mm_setr_epi32(0, 0x30303030, 0, 0x30303030));
   return _mm_or_si128(low, high);
 }
 
@@ -279,7 +285,8 @@ struct Unpack<formats::Q5_K> : UnpackQ45K<formats::Q5_K> {
 template <>
 struct Unpack<formats::Q6_K> : UnpackSuper16<formats::Q6_K> {
   Unpack(const Block* b, const Block*) {
-    const __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(b->scales))), _mm512_set1_ps(half(b->d)));
+    const __m512 scale =
+        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(b->scales))), _mm512_set1_ps(half(b->d)));
     minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-32.0f));
     for (int h = 0; h < 2; ++h) {
       const __m512i low = load64(b->ql + 64 * h);
@@ -300,7 +307,8 @@ struct Unpack<formats::Q3_K> : UnpackSuper16<formats::Q3_K> {
     std::memcpy(w, b->scales, 12);
     const __m128i low = _mm_setr_epi32(int(w[0] & 0x0f0f0f0fu), int(w[1] & 0x0f0f0f0fu), int((w[0] >> 4) & 0x0f0f0f0fu),
                                        int((w[1] >> 4) & 0x0f0f0f0fu));
-    const __m128i high = _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(int(w[2])), _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
+    const __m128i high =
+        _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(int(w[2])), _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
     const __m128i code = _mm_or_si128(low, _mm_slli_epi16(high, 4));
     const __m512i centred = _mm512_sub_epi32(_mm512_cvtepu8_epi32(code), _mm512_set1_epi32(32));
     const __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(half(b->d)));
@@ -317,7 +325,8 @@ template <>
 struct Unpack<formats::Q2_K> : UnpackSuper16<formats::Q2_K> {
   Unpack(const Block* b, const Block*) {
     const __m128i codes = load16(b->scales);
-    const __m128i low = _mm_and_si128(codes, _mm_set1_epi8(15)), high = _mm_and_si128(_mm_srli_epi16(codes, 4), _mm_set1_epi8(15));
+    const __m128i low = _mm_and_si128(codes, _mm_set1_epi8(15)),
+                  high = _mm_and_si128(_mm_srli_epi16(codes, 4), _mm_set1_epi8(15));
     const __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(low)), _mm512_set1_ps(half(b->d)));
     minimum = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(high)), _mm512_set1_ps(-half(b->dmin)));
     for (int c = 0; c < 4; ++c) {
@@ -332,8 +341,12 @@ struct Unpack<formats::IQ4_XS> : UnpackSuper8<formats::IQ4_XS> {
   Unpack(const Block* b, const Block*) {
     uint32_t low;
     std::memcpy(&low, b->scales_l, 4);
-    const __m256i l = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(int(low)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)), _mm256_set1_epi32(15));
-    const __m256i h = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(b->scales_h), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)), _mm256_set1_epi32(3));
+    const __m256i l =
+        _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(int(low)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)),
+                         _mm256_set1_epi32(15));
+    const __m256i h = _mm256_and_si256(
+        _mm256_srlv_epi32(_mm256_set1_epi32(b->scales_h), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)),
+        _mm256_set1_epi32(3));
     const __m256i code = _mm256_sub_epi32(_mm256_or_si256(l, _mm256_slli_epi32(h, 4)), _mm256_set1_epi32(32));
     const __m256 scale = _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(half(b->d)));
     minimum = _mm256_mul_ps(scale, _mm256_set1_ps(-128.0f));

@@ -12,9 +12,9 @@ namespace gristmill::cpu {
 namespace {
 
 constexpr int kPanelRows = 16;
-constexpr int kPanels = 4;          // that share a tile of activations while it is in L1
-constexpr int64_t kPieceK = 1024;   // weights of a row in a piece: 16 KiB a panel
-constexpr int kTokens = 8;          // of a tile: 8 sums of integers and 8 of floats stay in registers
+constexpr int kPanels = 4;         // that share a tile of activations while it is in L1
+constexpr int64_t kPieceK = 1024;  // weights of a row in a piece: 16 KiB a panel
+constexpr int kTokens = 8;         // of a tile: 8 sums of integers and 8 of floats stay in registers
 
 // 16 rows x 16 dwords -> transposed.
 inline void transpose_16x16(__m512i (&r)[16]) {
@@ -98,7 +98,8 @@ inline __m512i broadcast4(const int8_t* p) {
 
 // sum[t][16 rows] += panel . x[t] for T tokens over weights [k0, k0 + n_k) of the row.
 template <int kGroup, int T>
-inline void multiply_panel(const Panel<kGroup>& panel, int64_t k0, int64_t n_k, const ActivationRow* x, __m512 (&sum)[T]) {
+inline void multiply_panel(const Panel<kGroup>& panel, int64_t k0, int64_t n_k, const ActivationRow* x,
+                           __m512 (&sum)[T]) {
   for (int64_t k = 0; k < n_k; k += kGroup) {
     const int64_t offset = (k0 + k) / 64 * 128 + (k0 + k) % 64, group = (k0 + k) / kGroup;
     __m512i acc[T];
@@ -110,7 +111,8 @@ inline void multiply_panel(const Panel<kGroup>& panel, int64_t k0, int64_t n_k, 
     for (int t = 0; t < T; ++t) acc[t] = _mm512_slli_epi32(acc[t], 7);
     for (int i = 0; i < kGroup / 4; ++i) {
       const __m512i u = _mm512_load_si512(panel.u[k / 4 + i]);
-      for (int t = 0; t < T; ++t) acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(x[t].planes + offset + 64 + 4 * i));
+      for (int t = 0; t < T; ++t)
+        acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(x[t].planes + offset + 64 + 4 * i));
     }
     const __m512 scale = _mm512_load_ps(panel.scale[k / kGroup]), minimum = _mm512_load_ps(panel.minimum[k / kGroup]);
     for (int t = 0; t < T; ++t) {

@@ -32,7 +32,9 @@ struct Avx512Vec {
   static float sum(T x) { return _mm512_reduce_add_ps(x); }
   static float maximum(T x) { return _mm512_reduce_max_ps(x); }
   static T first_n(T x, int n) { return _mm512_maskz_mov_ps(first(n), x); }
-  static T from_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static T from_half(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static T from_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -42,7 +44,9 @@ struct Avx512Vec {
   }
 
  private:
-  static __mmask16 first(int n) { return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1); }
+  static __mmask16 first(int n) {
+    return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1);
+  }
 };
 
 }  // namespace

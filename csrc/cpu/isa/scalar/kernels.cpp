@@ -75,14 +75,18 @@ void matmul_affine(const MatmulTask& task) {
 
 template <class Format>
 constexpr MatmulFunction decode_kernel() {
-  if constexpr (Format::kKind == formats::Kind::kFloat) return decode_float<ScalarVec, Format>;
-  else return matmul_affine<Format>;
+  if constexpr (Format::kKind == formats::Kind::kFloat)
+    return decode_float<ScalarVec, Format>;
+  else
+    return matmul_affine<Format>;
 }
 
 template <class Format>
 constexpr MatmulFunction prefill_kernel() {
-  if constexpr (Format::kKind == formats::Kind::kFloat) return prefill_float<ScalarVec, Format>;
-  else return matmul_affine<Format>;
+  if constexpr (Format::kKind == formats::Kind::kFloat)
+    return prefill_float<ScalarVec, Format>;
+  else
+    return matmul_affine<Format>;
 }
 
 template <class... Format>
