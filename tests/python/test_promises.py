@@ -334,7 +334,7 @@ print(np.isfinite(small.session().forward([1, 2, 3])).all())
 
 @needs_limits
 def test_memory_that_runs_out_anywhere(tiny_model: TinyModel) -> None:
-    """Loading, then sessions and passes, under ever larger limits: errors until one fits, then the right logits.
+    """Loading, sessions and passes under ever larger limits: errors until one fits, then the right logits.
 
     The threads of a fresh model have no work space yet, so some of the failures are theirs.
     """
