@@ -29,7 +29,7 @@ Seconds time_packed_matmul(const ConstBytes2& packed, uint32_t type_id, int64_t 
                            const std::string& isa) {
   const formats::FormatInfo* format = formats::find_format(type_id);
   if (!format) throw ArgumentError("[time_matmul] unknown type " + std::to_string(type_id));
-  const Weight w{"", format, reinterpret_cast<const std::byte*>(packed.data()), int64_t(packed.shape(0)), n_cols};
+  const Weight w{format, reinterpret_cast<const std::byte*>(packed.data()), int64_t(packed.shape(0)), n_cols};
   if (n_cols < 0 || n_cols % format->block_size != 0 || w.row_bytes() != int64_t(packed.shape(1)))
     throw ArgumentError("[time_matmul] bytes of a row of " + std::to_string(n_cols) + " columns, got " +
                         std::to_string(packed.shape(1)));
