@@ -183,7 +183,7 @@ def generate(
     if split_reasoning:
         from gristmill.reasoning import ReasoningSplitter, opens_reasoning
 
-        splitter = ReasoningSplitter(inside=opens_reasoning(text))
+        splitter = ReasoningSplitter(in_reasoning=opens_reasoning(text))
     tokens = loop.tokens(max_tokens, ignore_eog)
     generation.pieces = _pieces(tokens, loop, tokenizer.stream(skip_special=True), StopMatcher(stop), splitter)
     return generation

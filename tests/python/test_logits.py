@@ -145,7 +145,7 @@ def test_outlier_channel(engine: Engine, tiny_model: TinyModel, tmp_path: Path) 
     reader.data.flush()
     error = rms_error(engine.logits(path, IDS, **F32_CACHE), expected(path, IDS))
     print(f"{engine.isa}: {error:.1e}")
-    assert error < 5e-3
+    assert error < 5e-4
 
 
 def test_long_prompt(engine: Engine, tiny_model: TinyModel) -> None:

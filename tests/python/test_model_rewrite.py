@@ -66,7 +66,7 @@ def test_same_logits(pair: tuple[Any, Any]) -> None:
     print(f"difference {error:.1e} of the logits' root mean square")
     # Products of q and k are summed in another order. What float32 makes of that tips some activations over
     # to the next of their 15-bit steps, in each of 30 layers.
-    assert error < 2e-3
+    assert error < 5e-4
 
 
 def greedy(model: Any, n_tokens: int) -> list[int]:
