@@ -1,0 +1,108 @@
+// Where the CPU's KV cache keeps keys and values. Attention scores kTile positions at a time, whatever the context's
+// length, so that each head's K must hold whole tiles, and what stands behind the last position must not matter.
+#include "cpu/cpu_kv_cache.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/dispatch.h"
+
+namespace gristmill::cpu {
+namespace {
+
+constexpr std::array kTypes = {KvType::F32, KvType::F16, KvType::Q8_0};
+constexpr std::array<int64_t, 7> kContexts = {1, 16, 17, 32, 65, 80, 129};
+constexpr int kLayers = 2, kHeads = 4, kHeadsKv = 2;
+
+template <class F>
+void for_every_shape(const F& f) {
+  for (const KvType type_k : kTypes)
+    for (const KvType type_v : kTypes)
+      for (const int head_dim : {64, 128})
+        for (const int64_t n_ctx : kContexts) f(KvShape{kLayers, kHeadsKv, head_dim, head_dim, n_ctx, type_k, type_v});
+}
+
+void regions() {
+  for_every_shape([](const KvShape& s) {
+    const CpuKvCache cache(s);
+    const int64_t tiles = (s.n_ctx + kTile - 1) / kTile;
+    const int64_t k_bytes = tiles * (kTile / kPositions) * k_block_bytes(s.type_k, s.head_dim_k);
+    const int64_t v_bytes = s.n_ctx * v_row_bytes(s.type_v, s.head_dim_v);
+    const auto n_ctx = static_cast<long long>(s.n_ctx);
+    const std::byte* end = cache.k(0, 0);
+    for (int layer = 0; layer < kLayers; ++layer) {
+      for (int head = 0; head < kHeadsKv; ++head) {
+        std::byte *k = cache.k(layer, head), *v = cache.v(layer, head);
+        CHECK(k >= end, "layer %d, head %d: K overlaps the region before, n_ctx %lld", layer, head, n_ctx);
+        CHECK(v - k >= k_bytes, "types %d and %d, head_dim %d, n_ctx %lld: K has %lld bytes, whole tiles %lld",
+              int(s.type_k), int(s.type_v), s.head_dim_k, n_ctx, static_cast<long long>(v - k),
+              static_cast<long long>(k_bytes));
+        // All of it is mapped: a byte that is not ends the test here.
+        std::memset(k, 0xff, size_t(v - k));
+        std::memset(v, 0xff, size_t(v_bytes));
+        end = v + v_bytes;
+      }
+    }
+  });
+}
+
+// Every position has the same value, so that attention returns it whatever the scores, unless one of them is NaN.
+void attend(const Kernels& kernels, const KvShape& s, bool decode) {
+  CpuBackend backend(kernels, 1);
+  const auto made = backend.make_cache(s);
+  auto& cache = static_cast<CpuKvCache&>(*made);
+  const int layer = kLayers - 1;
+  for (int head = 0; head < kHeadsKv; ++head)
+    std::memset(cache.k(layer, head), 0xff, size_t(cache.v(layer, head) - cache.k(layer, head)));  // NaN in every type
+  const int n = int(s.n_ctx);
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> k(size_t(n) * kHeadsKv * size_t(s.head_dim_k)), v(k.size());
+  for (float& x : k) x = normal(random);
+  for (size_t i = 0; i < v.size(); ++i) v[i] = float(i % (kHeadsKv * size_t(s.head_dim_v))) / 64 - 1;
+  Batch batch;
+  batch.spans = {{&cache, 0, n}};
+  batch.tokens.resize(size_t(n));
+  backend.store_kv(batch, layer, k.data(), v.data());
+  if (decode) {
+    cache.advance(n - 1);
+    batch.spans = {{&cache, 0, 1}};
+    batch.tokens.resize(1);
+  }
+  const size_t rows = batch.tokens.size(), width = size_t(kHeads) * size_t(s.head_dim_v);
+  std::vector<float> q(rows * width), out(q.size(), NAN);
+  for (float& x : q) x = normal(random);
+  backend.attention(batch, layer, q.data(), kHeads, 1 / std::sqrt(float(s.head_dim_k)), out.data());
+  float worst = 0;
+  for (size_t i = 0; i < out.size(); ++i) {
+    const size_t head = i % width / size_t(s.head_dim_v) / (kHeads / kHeadsKv);
+    const float error = std::fabs(out[i] - v[head * size_t(s.head_dim_v) + i % size_t(s.head_dim_v)]);
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  }
+  // Values go up to 3: half a step of Q8_0 is 3 / 254, of float16 less.
+  CHECK(worst <= 0.013f, "%s, %s: types %d and %d, head_dim %d, n_ctx %d: off by %g", kernels.name,
+        decode ? "decoding" : "prefill", int(s.type_k), int(s.type_v), s.head_dim_k, n, double(worst));
+}
+
+void full_contexts() {
+  for (const std::string& isa : supported_isas())
+    for_every_shape([&](const KvShape& s) {
+      attend(choose_kernels(isa), s, false);
+      attend(choose_kernels(isa), s, true);
+    });
+}
+
+}  // namespace
+}  // namespace gristmill::cpu
+
+int main() {
+  gristmill::cpu::regions();
+  gristmill::cpu::full_contexts();
+  return gristmill::test::failures("test_kv_cache");
+}
