@@ -177,7 +177,8 @@ template <class F>
 int in_child(const F& f) {
   const pid_t child = fork();
   if (child == 0) {
-    alarm(30);
+    test::failure_count() = 0;
+    alarm(60);
     f();
     _exit(test::failure_count() ? 1 : 0);
   }
@@ -186,14 +187,25 @@ int in_child(const F& f) {
   return status;
 }
 
+// Returns with every worker started and idle: one that is still starting may hold a lock of the C library's, or of a
+// sanitizer's, that a child would wait for in vain.
+void settle(ThreadPool& pool) {
+  std::atomic<int> arrived{0};
+  pool.run(pool.n_threads(), [&](int) {
+    ++arrived;
+    while (arrived < pool.n_threads()) std::this_thread::yield();
+  });
+  std::this_thread::sleep_for(10ms);  // asleep: their count is in the memory that a child gets
+}
+
 // A child has none of its parent's workers. Its pool starts new ones, also in the child's own child, and can go.
 void survives_fork() {
   auto pool = std::make_unique<ThreadPool>(4);
-  check_once_each(*pool, 100);
-  std::this_thread::sleep_for(10ms);  // asleep: their count is in the memory that the child gets
+  settle(*pool);
   CHECK(in_child([&] {
           check_once_each(*pool, 1000);
           CHECK(pool->n_threads() == 4);
+          settle(*pool);
           const int grandchild = in_child([&] {
             check_once_each(*pool, 1000);
             pool.reset();

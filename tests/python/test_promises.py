@@ -334,28 +334,31 @@ print(np.isfinite(small.session().forward([1, 2, 3])).all())
 
 @needs_limits
 def test_memory_that_runs_out_anywhere(tiny_model: TinyModel) -> None:
-    """Loading, sessions and passes under ever larger limits: errors until one fits, then the right logits."""
-    path = str(tiny_model(formats="Q4_K", n_ctx=4096))
+    """Loading, sessions and passes under ever larger limits: errors until one fits, then the right logits.
+
+    The threads of a fresh model have no work space yet, so some of the failures are theirs.
+    """
+    path = str(tiny_model(formats="Q4_K", n_ctx=512, n_ff=8192, n_layer=1))
     out = run_limited(f"""
-ids = [i % 300 for i in range(3000)]
-expected = gristmill.load({path!r}, n_threads=4).session().forward(ids)
-# Once more with memory to spare after each failure, so that nothing is left broken behind it.
-model = gristmill.load({path!r}, n_threads=4)
+ids = [i % 300 for i in range(500)]
+def load():
+    return gristmill.load({path!r}, n_threads=4)
+model = load()
+expected = model.session().forward(ids)
 failures = passes = 0
 for step in range(400):
-    limit(step * (64 << 10))
+    fresh = load()
+    limit(step * (32 << 10))
     try:
-        if step % 2:
-            session = model.session()
-        else:
-            session = gristmill.load({path!r}, n_threads=4).session()
-        same = np.array_equal(session.forward(ids), expected)
+        if step % 8 == 0:
+            fresh = load()
+        same = np.array_equal(fresh.session().forward(ids), expected)
         passes += 1
     except (gristmill.DeviceError, MemoryError):
         failures += 1
         limit(None)
-        if failures % 16 == 0:
-            assert np.array_equal(model.session().forward(ids), expected)
+        # With memory to spare again, nothing is left broken.
+        assert np.array_equal(fresh.session().forward(ids), expected), step
         continue
     finally:
         limit(None)

@@ -2,7 +2,6 @@
 // the processor prefetches. V: load(p), zero(), exclusive_or(a, b) and fold(a) of kBytes, a power of two up to 64.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -29,7 +28,7 @@ uint64_t read_bytes(const std::byte* p, size_t n) {
   }
   for (size_t i = length * kStreams; i < n; i += V::kBytes) {
     alignas(64) std::byte rest[V::kBytes] = {};
-    std::memcpy(rest, p + i, std::min(V::kBytes, n - i));
+    std::memcpy(rest, p + i, n - i < V::kBytes ? n - i : V::kBytes);
     sum[0] = V::exclusive_or(sum[0], V::load(rest));
   }
   return V::fold(V::exclusive_or(V::exclusive_or(sum[0], sum[1]), V::exclusive_or(sum[2], sum[3])));

@@ -6,8 +6,6 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 
-#include <numeric>
-
 namespace gristmill::cpu {
 namespace {
 
@@ -27,13 +25,17 @@ struct Words {
 int64_t total_of(__m256i sum) {
   alignas(32) int32_t lanes[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sum);
-  return std::accumulate(lanes, lanes + 8, int64_t(0));
+  int64_t total = 0;
+  for (const int32_t lane : lanes) total += lane;
+  return total;
 }
 
 int64_t total_of(__m256 sum) {
   alignas(32) float lanes[8];
   _mm256_store_ps(lanes, sum);
-  return int64_t(std::accumulate(lanes, lanes + 8, 0.0));
+  double total = 0;
+  for (const float lane : lanes) total += double(lane);
+  return int64_t(total);
 }
 
 // vpmaddwd does not add to a sum, so each takes an add. Three registers are left for the products.

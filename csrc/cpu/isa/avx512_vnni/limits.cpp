@@ -6,8 +6,6 @@
 #ifdef __AVX512VNNI__
 #include <immintrin.h>
 
-#include <numeric>
-
 namespace gristmill::cpu {
 namespace {
 
@@ -29,13 +27,17 @@ struct Words {
 int64_t total_of(__m512i sum) {
   alignas(64) int32_t lanes[16];
   _mm512_store_si512(lanes, sum);
-  return std::accumulate(lanes, lanes + 16, int64_t(0));
+  int64_t total = 0;
+  for (const int32_t lane : lanes) total += lane;
+  return total;
 }
 
 int64_t total_of(__m512 sum) {
   alignas(64) float lanes[16];
   _mm512_store_ps(lanes, sum);
-  return int64_t(std::accumulate(lanes, lanes + 16, 0.0));
+  double total = 0;
+  for (const float lane : lanes) total += double(lane);
+  return int64_t(total);
 }
 
 GRISTMILL_PEAK_LOOP(multiply_add_int8, GRISTMILL_ON_SUMS("vpdpbusd"), "v", __m512i, _mm512_setzero_si512(),
