@@ -1,6 +1,6 @@
 """The token loop: what ends it, what is shown, what is counted.
 
-A script stands in for the sampler where the text matters, so that stops and cuts fall where a test wants them.
+A script stands in for the sampler where the text matters, so that stops and cuts fall where tests want them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gristmill import Greedy, LogitBias, SamplerChain, Temperature
 from gristmill.generate import Generation, Piece, StopMatcher
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from oracle.build import Spec, add_tokenizer, build
 from test_logits import TinyModel
@@ -179,6 +179,7 @@ def test_the_session_after_a_stop(model: gristmill.Model) -> None:
 TEXTS = st.text("ab<", max_size=12)
 
 
+@example("aab<", ["ab", "aab"])
 @given(TEXTS, st.lists(st.text("ab<", min_size=1, max_size=4), max_size=3))
 def test_stop_matcher_character_by_character(text: str, stops: list[str]) -> None:
     """The same as looking at the whole text after each."""
@@ -194,6 +195,7 @@ def test_stop_matcher_character_by_character(text: str, stops: list[str]) -> Non
     assert out + matcher.flush() == text
 
 
+@example("ab<", ["b", "a"], set())
 @given(TEXTS, st.lists(st.text("ab<", min_size=1, max_size=4), max_size=3), st.sets(st.integers(0, 12)))
 def test_stop_matcher_in_pieces(text: str, stops: list[str], cuts: set[int]) -> None:
     """However it is cut: nothing of a stop string is shown, nothing before it lost or held back for long."""
