@@ -30,10 +30,13 @@ uint16_t to_half(float x) {
   return (h & 0x7c00) == 0x7c00 ? kHalfNan : h;
 }
 
-// Scale and codes of 32 values as ggml makes Q8_0 blocks; codes have no NaN, so the scale carries it.
+constexpr float kLargestInQ8 = 127 * 65504.0f;
+
+// Scale and codes of 32 values as ggml makes Q8_0 blocks; codes have no NaN, so the scale carries it, and what blocks
+// cannot hold becomes NaN as above.
 void quantize_32(const float* x, uint16_t& d, int8_t* q) {
   for (int i = 0; i < 32; ++i) {
-    if (std::isfinite(x[i])) continue;
+    if (std::fabs(x[i]) <= kLargestInQ8) continue;
     d = kHalfNan;
     std::memset(q, 1, 32);
     return;

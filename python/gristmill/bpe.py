@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from gristmill.errors import ArgumentError, GGUFError, GristmillWarning
 from gristmill.messages import quoted
 from gristmill.pretokenizers import PRE_TOKENIZERS
@@ -36,6 +38,8 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = byte_alphabet()
+_BYTE_OF_CODE = np.full(max(map(ord, _BYTES)) + 2, -1, np.int16)  # -1: stands for no byte; so does all beyond
+_BYTE_OF_CODE[[ord(char) for char in _BYTES]] = list(_BYTES.values())
 
 
 class BytePairCodec:
@@ -138,6 +142,20 @@ class BytePairCodec:
             return bytes([_BYTES[char] for char in text])
         except KeyError:  # not spelled in the byte alphabet: padding, or a token added later
             return text.encode()
+
+    def all_token_bytes(self) -> list[bytes]:
+        """``token_bytes`` of every token, as one array of characters: a call for each would take a second."""
+        names = [name or "" for name in map(self._plain.id_to_token, range(self._n_vocab))]
+        codes = np.frombuffer("".join(names).encode("utf-32-le"), "<u4")
+        byte = _BYTE_OF_CODE[np.minimum(codes, len(_BYTE_OF_CODE) - 1)]
+        ends = np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))
+        joined, starts = byte.astype(np.uint8).tobytes(), [0, *ends[:-1].tolist()]
+        texts = [joined[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
+        for token in np.unique(np.searchsorted(ends, np.flatnonzero(byte < 0), "right")).tolist():
+            texts[token] = names[token].encode()  # not spelled in the byte alphabet, as in token_bytes
+        for token, text in self._apart.items():
+            texts[token] = text
+        return texts
 
     def strips_leading_space(self) -> bool:
         return False

@@ -18,7 +18,7 @@ _MAX_TAIL = 20
 
 
 class BreakerTokenizer(Protocol):
-    """What :func:`resolve` needs of a tokenizer."""
+    """What :func:`resolve` needs of a tokenizer; it is quicker where there is ``all_token_bytes``, too."""
 
     @property
     def n_vocab(self) -> int: ...
@@ -34,7 +34,8 @@ def _texts(tokenizer: BreakerTokenizer) -> _Texts:
     """All token texts joined, and where each begins (and the last ends)."""
     with contextlib.suppress(KeyError, TypeError):  # TypeError: not every object can be referred to weakly
         return _texts_of[tokenizer]
-    texts = [tokenizer.token_bytes(token) for token in range(tokenizer.n_vocab)]
+    at_once = getattr(tokenizer, "all_token_bytes", None)
+    texts: list[bytes] = at_once() if at_once else list(map(tokenizer.token_bytes, range(tokenizer.n_vocab)))
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum([len(text) for text in texts], out=offsets[1:])
     result = (b"".join(texts), offsets)

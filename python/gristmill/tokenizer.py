@@ -28,6 +28,7 @@ class Codec(Protocol):
 
     def encode(self, text: str, parse_special: bool) -> list[int]: ...
     def token_bytes(self, token: int) -> bytes: ...
+    def all_token_bytes(self) -> list[bytes]: ...
     def strips_leading_space(self) -> bool: ...
 
 
@@ -131,6 +132,10 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token stands for, perhaps a part of a character. Raises ArgumentError out of range."""
         return self._codec.token_bytes(self._check(token))
+
+    def all_token_bytes(self) -> list[bytes]:
+        """``token_bytes`` of every id in order, many times faster than one by one. Made anew by each call."""
+        return self._codec.all_token_bytes()
 
     def token_text(self, token: int) -> str:
         """``token_bytes`` as text, with U+FFFD for what is not UTF-8."""

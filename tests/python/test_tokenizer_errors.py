@@ -104,6 +104,17 @@ def test_tokens_without_text_are_harmless(tmp_path: Path) -> None:
     assert tok.decode(tok.encode("abc <|im_end|>", parse_special=True)) == "abc <|im_end|>"
 
 
+def test_all_token_bytes_are_those_of_each(tmp_path: Path) -> None:
+    """Also of tokens that the byte alphabet does not spell, at both ends and side by side."""
+    odd = ["two words", "\n", "", "\u0143\u0144", "日本", "\U0001f600", "a\u2028b", "", "é b"]
+    tokens = [*odd, *TOKENS, *(text + "!" for text in odd if text), ""]
+    types = [*[4] * len(odd), *TYPES, *[1] * (len(odd) - 2), 5]
+    path = write_vocabulary(tmp_path / "v.gguf", tokens=tokens, token_type=types)
+    tok = Tokenizer.from_gguf(path)
+    assert tok.all_token_bytes() == [tok.token_bytes(i) for i in range(len(tokens))]
+    assert tok.all_token_bytes()[-2:] == ["é b!".encode(), b""]
+
+
 def test_a_vocabulary_without_most_bytes(tmp_path: Path) -> None:
     path = write_vocabulary(
         tmp_path / "v.gguf",
