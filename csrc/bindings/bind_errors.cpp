@@ -13,8 +13,9 @@ namespace {
 
 void raise(const char* name, const char* what) {
   const nb::object type = nb::module_::import_("gristmill.errors").attr(name);
-  // Messages name files, whose names need not be UTF-8.
-  const nb::object message = nb::steal(PyUnicode_DecodeUTF8(what, Py_ssize_t(std::strlen(what)), "backslashreplace"));
+  // Messages name files, whose names need not be UTF-8 and may hold line breaks.
+  const nb::object text = nb::steal(PyUnicode_DecodeUTF8(what, Py_ssize_t(std::strlen(what)), "backslashreplace"));
+  const nb::object message = nb::module_::import_("gristmill.messages").attr("printable")(text);
   PyErr_SetObject(type.ptr(), message.ptr());
 }
 

@@ -123,7 +123,7 @@ def generate(
     *,
     sampler: SamplerChain | None = None,
     max_tokens: int | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     session: Session | None = None,
     ignore_eog: bool = False,
     split_reasoning: bool = False,
@@ -138,7 +138,7 @@ def generate(
         sampler: The chain to draw with; llama.cpp's default chain, freshly seeded, where None. The prompt's
             tokens are accepted into it, as llama.cpp does, so penalties see them.
         max_tokens: Tokens to sample at most; None goes on to the end of generation or of the context.
-        stop: Strings that end the generation; they are not shown.
+        stop: Strings (or one string) that end the generation; they are not shown.
         session: A session to go on in: what its cache shares with the prompt is not computed again.
         ignore_eog: Whether end-of-generation tokens are masked out, so that only ``max_tokens`` ends it.
         split_reasoning: Whether text between ``<think>`` and ``</think>`` comes as pieces of kind
@@ -190,7 +190,11 @@ def generate(
         splitter = ReasoningSplitter(in_reasoning=opens_reasoning(text))
     tokens = loop.tokens(max_tokens, ignore_eog)
     generation.pieces = _pieces(
-        tokens, loop, tokenizer.stream(skip_special=True), StopMatcher(stop), splitter
+        tokens,
+        loop,
+        tokenizer.stream(skip_special=True),
+        StopMatcher([stop] if isinstance(stop, str) else stop),
+        splitter,
     )
     return generation
 

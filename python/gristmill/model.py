@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gristmill import _core
-from gristmill.errors import ArgumentError, ContextFullError, DeviceError, GGUFError, GristmillWarning
+from gristmill.errors import ArgumentError, ContextFullError, DeviceError, GristmillWarning
 from gristmill.gguf import GGUFFile
+from gristmill.messages import file_error, printable
 
 if TYPE_CHECKING:
     from gristmill.chat import ChatTemplate
@@ -73,7 +74,7 @@ def load(
             raise ArgumentError(f"{name}, expected one of {', '.join(CACHE_TYPES)}, got {kind!r}")
     with GGUFFile.open(path) as file:
         if not file.tensors:
-            raise GGUFError(f"{file.path}: holds a vocabulary and no tensors, so there is no model to run")
+            raise file_error(file.path, "holds a vocabulary and no tensors, so there is no model to run")
         return Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v)
 
 
@@ -175,9 +176,10 @@ class Model:
 
         tokenizer = Tokenizer(self.metadata)
         if tokenizer.n_vocab > self.n_vocab:
-            raise GGUFError(
-                f"{self.path}: the vocabulary has {tokenizer.n_vocab} tokens, but token_embd.weight only "
-                f"{self.n_vocab} rows"
+            raise file_error(
+                self.path,
+                f"the vocabulary has {tokenizer.n_vocab} tokens, but token_embd.weight only {self.n_vocab} "
+                "rows",
             )
         return tokenizer
 
@@ -234,7 +236,7 @@ class Model:
 
     def _warn_about(self, overrides: Mapping[str, object]) -> None:
         def warn(message: str) -> None:
-            warnings.warn(f"{self.path.name}: {message}", GristmillWarning, stacklevel=5)
+            warnings.warn(f"{printable(self.path.name)}: {message}", GristmillWarning, stacklevel=5)
 
         if overrides:
             self.metadata.check_overrides(set(self.engine.keys_read) | _keys_read_in_python())

@@ -24,8 +24,8 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 # In byte-level spelling; each merges two tokens that exist by then.
 MERGES = (
-    "t h", "th e", "i n", "e r", "a n", "o n", "r e", "e n", "o u", "Ġ t", "Ġ a", "Ġ s", "Ġ w", "Ġt he",
-    "an d", "Ġa nd", "in g", "o f", "Ġ of", "Ġ in", "l l", "y ou", "Ċ Ċ", "Ġ Ġ",
+    "t h", "th e", "i n", "e r", "a n", "o n", "r e", "e n", "o u", "Ġ t", "Ġ a", "Ġ s", "Ġ w", "Ġ the",
+    "an d", "Ġ and", "in g", "o f", "Ġ of", "Ġ in", "l l", "y ou", "Ċ Ċ", "Ġ Ġ",
 )  # fmt: skip
 
 
@@ -199,11 +199,15 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def build(
-    path: Path, spec: Spec | None = None, tokenizer: Callable[[gguf.GGUFWriter], None] | None = None
+    path: Path,
+    spec: Spec | None = None,
+    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes the model that ``spec`` describes to ``path`` and returns it; the same spec, the same bytes.
 
     One matrix at a time is in memory. ``tokenizer`` adds the tokenizer's keys; by default the small one here.
+    ``more`` are float32 tensors beside those of the architecture.
     """
     spec = spec or Spec()
     rng = np.random.Generator(np.random.SFC64(spec.seed))
@@ -213,7 +217,7 @@ def build(
         add_tokenizer(writer, spec.n_vocab, spec.tokenizer_pre, spec.chat_template)
     else:
         tokenizer(writer)
-    small = list(vectors(spec, rng))
+    small = [*vectors(spec, rng), *(more or {}).items()]
     for name, values in small:
         writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
     for name, n_rows, n_cols in matrices(spec):
