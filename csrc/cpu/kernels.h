@@ -50,7 +50,7 @@ struct Kernels {
   const char* name;
   // Rows of weights that a prefill task should take together.
   int gemm_rows;
-  // Activations that share a scale: what bounds the error of a product. 0: the whole row.
+  // Activations that share a scale: what bounds the error of a product.
   int activation_group;
   int64_t (*activation_bytes)(int64_t n_cols);
   void (*quantize_activations)(const float* x, int64_t n_cols, std::byte* out);

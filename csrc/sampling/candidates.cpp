@@ -33,7 +33,10 @@ bool finite_or_masked(const float* logits, size_t n) {
 // Maps keys (>= 0, not NaN) to buckets in ascending order: the float's exponent and five bits of its mantissa.
 constexpr uint32_t kBucketShift = 18;
 constexpr size_t kBuckets = 4352;  // the last one also holds all keys from 128 up
-size_t bucket_of(float key) { return std::min<size_t>(std::bit_cast<uint32_t>(key) >> kBucketShift, kBuckets - 1); }
+// -0 + 0 is +0: the difference of a -0 and a 0 belongs to the first bucket, not to the last.
+size_t bucket_of(float key) {
+  return std::min<size_t>(std::bit_cast<uint32_t>(key + 0.0f) >> kBucketShift, kBuckets - 1);
+}
 
 // Sorting everything is cheaper than clearing the histogram below this many candidates.
 constexpr size_t kSortAll = 1024;

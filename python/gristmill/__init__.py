@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gristmill.gguf import GGUFFile, TensorInfo
     from gristmill.metadata import Metadata
     from gristmill.model import Model, Session, load
-    from gristmill.quants import dequantize, formats, quantize
+    from gristmill.quants import dequantize, formats, matmul, quantize
     from gristmill.sampling import (
         CustomSampler,
         Dry,
@@ -89,6 +89,7 @@ __all__ = [
     "dequantize",
     "formats",
     "load",
+    "matmul",
     "quantize",
     "strip_reasoning",
 ]
@@ -99,7 +100,7 @@ _HOME = {
     "gguf": ("GGUFFile", "TensorInfo"),
     "metadata": ("Metadata",),
     "model": ("Model", "Session", "load"),
-    "quants": ("dequantize", "formats", "quantize"),
+    "quants": ("dequantize", "formats", "matmul", "quantize"),
     "sampling": (
         "CustomSampler",
         "Dry",

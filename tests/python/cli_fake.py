@@ -42,7 +42,10 @@ class FakeTemplate:
         self, messages: list[dict[str, str]], add_generation_prompt: bool = True, **kwargs: Any
     ) -> str:
         text = "".join(f"[{m['role']}:{m['content']}]" for m in messages)
-        return text + "".join(f"({k}={v})" for k, v in kwargs.items()) + "[assistant:" * add_generation_prompt
+        self.arguments = kwargs
+        # Thinking is on unless something says otherwise, and not worth a mark.
+        marked = {k: v for k, v in kwargs.items() if (k, v) != ("enable_thinking", True)}
+        return text + "".join(f"({k}={v})" for k, v in marked.items()) + "[assistant:" * add_generation_prompt
 
 
 class FakeSession:

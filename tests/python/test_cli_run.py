@@ -99,6 +99,8 @@ def test_reasoning_asks_the_template(loaded: list[cli_fake.FakeModel]) -> None:
     assert loaded[0].prompts == ["[user:hi](enable_thinking=False)[assistant:"]
     assert main(["run", "-m", "x", "-p", "hi", "--chat-template-kwargs", '{"a": 1}']) == 0
     assert loaded[1].prompts == ["[user:hi](a=1)[assistant:"]
+    # QwQ's template closes the thinking it opened unless it is told otherwise.
+    assert loaded[1].chat_template.arguments == {"a": 1, "enable_thinking": True}
 
 
 def test_reasons_of_an_end_that_is_not_natural(

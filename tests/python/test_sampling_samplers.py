@@ -132,6 +132,16 @@ def check(chain: gs.SamplerChain, plain: list[Plain], logits: np.ndarray, histor
     assert chain.sample(logits) == expected
 
 
+def test_minus_zero_among_many_zeros_is_a_zero() -> None:
+    """Beyond 1024 candidates a histogram of differences finds the cut; 0 and -0 differ by -0."""
+    logits = np.zeros(1025, np.float32)
+    logits[1::2] = -0.0
+    for first in (0.0, -0.0):
+        logits[0] = first
+        ids, _ = gs.SamplerChain([gs.TopP(-1.0)], seed=1).distribution(logits)
+        assert ids.tolist() == [0]
+
+
 HISTORY = st.lists(st.integers(0, 7), max_size=90)
 SLOW_OK = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 

@@ -1,7 +1,5 @@
 #include "cpu/dispatch.h"
-#include "cpu/generic/attention.h"
-#include "cpu/generic/elementwise.h"
-#include "cpu/generic/matmul_float.h"
+#include "cpu/generic/kernel_table.h"
 #include "cpu/isa/avx512_vnni/decode.h"
 #include "cpu/isa/avx512_vnni/prefill.h"
 #include "cpu/isa/avx512_vnni/vec.h"
@@ -9,41 +7,23 @@
 namespace gristmill::cpu {
 namespace {
 
-template <class Format>
-constexpr MatmulFunction decode_kernel() {
-  if constexpr (Format::kKind == formats::Kind::kFloat) {
-    return decode_float<Avx512Vec, Format>;
-  } else {
-    return decode_affine<Format>;
+struct Set {
+  using Vec = Avx512Vec;
+  static constexpr const char* kName = "avx512_vnni";
+  static constexpr int kGemmRows = kPanels * kPanelRows, kActivationGroup = 32;
+  static constexpr auto activation_bytes = cpu::activation_bytes;
+  static constexpr auto quantize_activations = cpu::quantize_activations;
+  template <class Format>
+  static void decode(const MatmulTask& task) {
+    decode_affine<Format>(task);
   }
-}
-
-template <class Format>
-constexpr MatmulFunction prefill_kernel() {
-  if constexpr (Format::kKind == formats::Kind::kFloat) {
-    return prefill_float<Avx512Vec, Format>;
-  } else {
-    return prefill_affine<Format>;
+  template <class Format>
+  static void prefill(const MatmulTask& task) {
+    prefill_affine<Format>(task);
   }
-}
+};
 
-template <class... Format>
-constexpr Kernels make(std::tuple<Format...>*) {
-  return {"avx512_vnni",
-          kPanels * kPanelRows,
-          32,
-          activation_bytes,
-          quantize_activations,
-          {decode_kernel<Format>()...},
-          {prefill_kernel<Format>()...},
-          attention<Avx512Vec>,
-          rms_norm<Avx512Vec>,
-          rope<Avx512Vec>,
-          swiglu<Avx512Vec>,
-          add<Avx512Vec>};
-}
-
-constexpr Kernels kKernels = make(static_cast<formats::All*>(nullptr));
+constexpr Kernels kKernels = make_kernels<Set>();
 
 }  // namespace
 

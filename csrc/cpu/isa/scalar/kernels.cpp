@@ -6,9 +6,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/generic/activation_scale.h"
-#include "cpu/generic/attention.h"
-#include "cpu/generic/elementwise.h"
-#include "cpu/generic/matmul_float.h"
+#include "cpu/generic/kernel_table.h"
 #include "cpu/isa/scalar/vec.h"
 
 namespace gristmill::cpu {
@@ -73,39 +71,23 @@ void matmul_affine(const MatmulTask& task) {
   }
 }
 
-template <class Format>
-constexpr MatmulFunction decode_kernel() {
-  if constexpr (Format::kKind == formats::Kind::kFloat)
-    return decode_float<ScalarVec, Format>;
-  else
-    return matmul_affine<Format>;
-}
+struct Set {
+  using Vec = ScalarVec;
+  static constexpr const char* kName = "scalar";
+  static constexpr int kGemmRows = 16, kActivationGroup = 32;
+  static constexpr auto activation_bytes = cpu::activation_bytes;
+  static constexpr auto quantize_activations = cpu::quantize_activations;
+  template <class Format>
+  static void decode(const MatmulTask& task) {
+    matmul_affine<Format>(task);
+  }
+  template <class Format>
+  static void prefill(const MatmulTask& task) {
+    matmul_affine<Format>(task);
+  }
+};
 
-template <class Format>
-constexpr MatmulFunction prefill_kernel() {
-  if constexpr (Format::kKind == formats::Kind::kFloat)
-    return prefill_float<ScalarVec, Format>;
-  else
-    return matmul_affine<Format>;
-}
-
-template <class... Format>
-constexpr Kernels make(std::tuple<Format...>*) {
-  return {"scalar",
-          16,
-          32,
-          activation_bytes,
-          quantize_activations,
-          {decode_kernel<Format>()...},
-          {prefill_kernel<Format>()...},
-          attention<ScalarVec>,
-          rms_norm<ScalarVec>,
-          rope<ScalarVec>,
-          swiglu<ScalarVec>,
-          add<ScalarVec>};
-}
-
-constexpr Kernels kKernels = make(static_cast<formats::All*>(nullptr));
+constexpr Kernels kKernels = make_kernels<Set>();
 
 }  // namespace
 
