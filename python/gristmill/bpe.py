@@ -144,7 +144,7 @@ class BytePairCodec:
             return text.encode()
 
     def all_token_bytes(self) -> list[bytes]:
-        """``token_bytes`` of every token, as one array of characters: a call for each would take a second."""
+        """``token_bytes`` of every token, through one array of characters: faster than a call for each."""
         names = [name or "" for name in map(self._plain.id_to_token, range(self._n_vocab))]
         codes = np.frombuffer("".join(names).encode("utf-32-le"), "<u4")
         byte = _BYTE_OF_CODE[np.minimum(codes, len(_BYTE_OF_CODE) - 1)]

@@ -134,7 +134,7 @@ class Tokenizer:
         return self._codec.token_bytes(self._check(token))
 
     def all_token_bytes(self) -> list[bytes]:
-        """``token_bytes`` of every id in order, many times faster than one by one. Made anew by each call."""
+        """``token_bytes`` of every id in order, made anew by each call; faster than one by one."""
         return self._codec.all_token_bytes()
 
     def token_text(self, token: int) -> str:
