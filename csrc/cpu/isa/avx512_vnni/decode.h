@@ -15,12 +15,12 @@ inline __m512 dot64(__m512i u, __m512 scale, __m512i hi, __m512i lo, __m512 sum)
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale, sum);
 }
 
-constexpr int64_t kShortRow = 2048;  // bytes
-
+// Rows side by side are streams too short, or too many in a page, for the hardware to run ahead: the kernel asks for
+// the next rows itself, into L2.
 template <size_t kBytes>
 inline void prefetch_block(const char* p) {
 #pragma GCC unroll 8
-  for (size_t i = 0; i < kBytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
+  for (size_t i = 0; i < kBytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
 }
 
 // R rows with T tokens; rows and tokens unroll so that their sums stay in registers. The order of additions within a
@@ -34,8 +34,6 @@ template <class Format, int R, int T>
 #pragma GCC unroll 8
   for (int i = 0; i < R * T; ++i) sum[i / T][i % T] = _mm512_setzero_ps();
   const int64_t n_blocks = n_cols / Format::kBlockSize;
-  // Short rows side by side are too short a stream each for the hardware to run ahead: the next R rows are asked for.
-  const bool prefetch = row_bytes <= kShortRow;
   for (int64_t b = 0, chunk = 0; b < n_blocks; b += kBlocks, chunk += U::kChunks) {
     // An odd number of 32-blocks: the last is read twice, against padding that is zero.
     const int64_t second = b + kBlocks <= n_blocks ? b + kBlocks - 1 : b;
@@ -55,7 +53,7 @@ template <class Format, int R, int T>
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Block* row = reinterpret_cast<const Block*>(w + r * row_bytes);
-      if (prefetch) prefetch_block<kBlocks * sizeof(Block)>(reinterpret_cast<const char*>(row + b) + R * row_bytes);
+      prefetch_block<kBlocks * sizeof(Block)>(reinterpret_cast<const char*>(row + b) + R * row_bytes);
       const U unpacked(row + b, row + second);
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) {
