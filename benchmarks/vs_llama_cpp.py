@@ -15,7 +15,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,9 +22,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+from gristmill.machine import describe_machine
 
 # Threads that still spin after their last work would take the next runtime's time.
 REST_S = 0.5
@@ -172,25 +172,6 @@ def llama_cpp_factory(program: Path | None) -> tuple[str, Callable[[Path, Task],
     return f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", LlamaCppPython
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the figures depend on, as far as the system tells."""
-    cpu, flags = platform.processor() or platform.machine(), set()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        pairs = (line.partition(":") for line in info.read_text().splitlines())
-        fields = {key.strip(): value.strip() for key, _, value in pairs}
-        cpu, flags = fields.get("model name", cpu), set(fields.get("flags", "").split())
-    relevant = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-    return {
-        "cpu": cpu,
-        "cpu_features": [flag for flag in relevant if flag in flags],
-        "cpus_usable": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 @dataclass(frozen=True)
 class Row:
     """Medians of all rounds; ``ratio`` is gristmill's speed divided by llama.cpp's."""
@@ -261,7 +242,7 @@ def main() -> None:
     print_table(rows, peer)
     if args.json:
         result = {
-            "machine": describe_machine(),
+            "machine": asdict(describe_machine()),
             "load_before": load,
             "gristmill": gristmill.__version__,
             "peer": peer,
