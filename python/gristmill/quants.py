@@ -162,7 +162,8 @@ def matmul(
         float32 ``[n, m]``, or ``[m]``. Where the weights are quantized, ``x`` is rounded to 15 bits a value,
         with one scale per 32 values or per row: the error of each product is at most ``peak / 32512`` times
         the weight's magnitude. In "prefill" it is rounded to 8 bits, but for a few values of each row that
-        are far larger than their neighbours. A NaN or an infinity in a row of ``x`` makes its row of the result not finite.
+        are far larger than their neighbours. A NaN or an infinity in a row of ``x`` makes its row of the
+        result not finite.
 
     Raises:
         ArgumentError: unknown type, ``isa`` or ``mode``; a row that does not divide into blocks; bytes or

@@ -1,7 +1,8 @@
 """How far a product with packed weights may be from the exact one, computed from the data.
 
-Kernels round activations to 15 bits with one scale per 32 values, or in prefill to 8 bits with a few values of
-a row kept apart, multiply integers exactly, and add the scaled sums of groups in float32. Float formats are multiplied in float32 throughout.
+Kernels round activations to 15 bits with one scale per 32 values, or in prefill to 8 bits with a few values
+of a row kept apart, multiply integers exactly, and add the scaled sums of groups in float32. Float formats
+are multiplied in float32 throughout.
 """
 
 from __future__ import annotations
