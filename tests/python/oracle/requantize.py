@@ -25,7 +25,9 @@ def requantize(source: Path, target: Path, formats: Mapping[str, str]) -> Path:
         data, kind = np.asarray(tensor.data), tensor.tensor_type
         if len(tensor.shape) == 2:
             name = formats.get(tensor.name.removesuffix(".weight"), formats.get("", kind.name))
-            data, kind = quants.quantize(gguf.dequantize(data, kind), name), gguf.GGMLQuantizationType[name]
+            rows, n_cols = (int(n) for n in reversed(tensor.shape))
+            weights = quants.dequantize(data, kind.name, (rows, n_cols))
+            data, kind = quants.quantize(weights, name), gguf.GGMLQuantizationType[name]
         writer.add_tensor(tensor.name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
