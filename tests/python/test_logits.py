@@ -79,7 +79,7 @@ def check(engine: Engine, path: Path, limit: float, ids: Sequence[int] = IDS) ->
 def check_default_prefill(
     engine: Engine, path: Path, ids: Sequence[int], precise: np.ndarray, *, has_8_bits: bool
 ) -> None:
-    """A prompt without ``precise``: the same bits as with it, unless the set has 8-bit kernels for the file."""
+    """A prompt without ``precise``: the same bits as with it, unless the set has kernels of 8 bits for it."""
     logits = engine.logits(path, ids, **F32_CACHE)
     if not has_8_bits or _core.prefill_bits(engine.isa) != 8:
         assert np.array_equal(logits, precise)

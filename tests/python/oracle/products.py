@@ -36,8 +36,8 @@ def scale_peaks(magnitudes: Array) -> Array:
     """What 8-bit activations take as the largest of a group, from magnitudes [n, groups, 32].
 
     A row's two (below 24 groups) or four groups that gain most have their largest value kept apart if it is
-    at least twice the second and at most ``OUTLIER_MOST``. The second then sets the step; the value itself has
-    ``STEPS`` steps at most.
+    at least twice the second and at most ``OUTLIER_MOST``. The second then sets the step; the value itself
+    has ``STEPS`` steps at most.
     """
     second, first = np.moveaxis(np.sort(magnitudes, axis=2)[:, :, -2:], 2, 0)
     stands_out = (first >= OUTLIER_RATIO * second) & (first <= OUTLIER_MOST)
