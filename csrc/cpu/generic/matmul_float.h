@@ -53,15 +53,20 @@ inline void decode_float_tokens(const MatmulTask& task, int first) {
   constexpr int R = V::kDotRows;
   const int64_t row_bytes = task.w->row_bytes(), m = task.w->n_rows;
   const std::byte* x = task.x + first * task.x_stride;
-  const auto rows = [&]<int Rows>(int64_t r) {
+  // R rows a distance apart: each reads on where it stopped, R streams that the hardware runs ahead of.
+  const auto rows = [&]<int Rows>(int64_t r, int64_t distance) {
     float out[Rows][T];
-    dot_rows<V, Format, Rows, T>(task.w->data + r * row_bytes, row_bytes, x, task.x_stride, task.w->n_cols, out);
+    dot_rows<V, Format, Rows, T>(task.w->data + r * row_bytes, distance * row_bytes, x, task.x_stride, task.w->n_cols,
+                                 out);
     for (int i = 0; i < Rows; ++i)
-      for (int t = 0; t < T; ++t) task.y[(first + t) * m + r + i] = out[i][t] + (task.bias ? task.bias[r + i] : 0.0f);
+      for (int t = 0; t < T; ++t) {
+        const int64_t row = r + i * distance;
+        task.y[(first + t) * m + row] = out[i][t] + (task.bias ? task.bias[row] : 0.0f);
+      }
   };
-  int64_t r = task.row_begin;
-  for (; r + R <= task.row_end; r += R) rows.template operator()<R>(r);
-  for (; r < task.row_end; ++r) rows.template operator()<1>(r);
+  const int64_t distance = (task.row_end - task.row_begin) / R;
+  for (int64_t i = 0; i < distance; ++i) rows.template operator()<R>(task.row_begin + i, distance);
+  for (int64_t r = task.row_begin + R * distance; r < task.row_end; ++r) rows.template operator()<1>(r, 1);
 }
 
 // A row's dot product has the same order of additions whatever R and T are, so batching changes no bit.
@@ -72,45 +77,86 @@ void decode_float(const MatmulTask& task) {
   if (t < task.n) decode_float_tokens<V, Format, 1>(task, t);
 }
 
-// Prefill: a panel of V::N rows is converted once, k by k ([k][V::N]), in pieces that stay in cache, and serves every
-// token by broadcasting x.
+// Prefill: kGemmPanels panels of V::N rows are converted once, k by k, in pieces that stay in L1, and serve every
+// token:
+//     panel[k][panel][V::N rows]
+// kGemmPanels x kGemmTokens sums stay in registers; one broadcast of x feeds all panels.
+template <class V>
+struct FloatPanels {
+  static constexpr int kPanels = V::kGemmPanels, kRows = kPanels * V::N;
+  static constexpr int64_t kPieceK = 96;
+  float w[kPieceK][kPanels][V::N];
+};
+
+template <class V, class Format>
+inline void pack_floats(const Weight& w, int64_t r, int64_t n_rows, int64_t k0, int64_t n_k, FloatPanels<V>& to) {
+  constexpr int N = V::N;
+  for (int p = 0; p < V::kGemmPanels; ++p)
+    for (int64_t k = 0; k < n_k; k += N) {
+      const int count = int(std::min<int64_t>(N, n_k - k));
+      typename V::T rows[N];
+      for (int i = 0; i < N; ++i)  // rows that are not there repeat the last; nobody reads their sums
+        rows[i] = load_weights<V, Format>(w.data + (r + std::min<int64_t>(p * N + i, n_rows - 1)) * w.row_bytes(),
+                                          k0 + k, count);
+      V::transpose(rows);
+      for (int i = 0; i < count; ++i) V::store(to.w[k + i][p], rows[i]);
+    }
+}
+
+// sums[t] += panels . x[t] for T tokens over n_k values.
+template <class V, int T>
+inline void multiply_floats(const FloatPanels<V>& panels, const float* x, int64_t x_stride, int64_t n_k,
+                            float (*sums)[FloatPanels<V>::kRows]) {
+  constexpr int P = V::kGemmPanels;
+  typename V::T acc[T][P];
+  const float* token[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    token[t] = x + t * x_stride;
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) acc[t][p] = V::load(sums[t] + p * V::N);
+  }
+  for (int64_t k = 0; k < n_k; ++k) {
+    typename V::T w[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) w[p] = V::load(panels.w[k][p]);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const typename V::T v = V::set(token[t][k]);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) acc[t][p] = V::fma(w[p], v, acc[t][p]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) V::store(sums[t] + p * V::N, acc[t][p]);
+}
+
 template <class V, class Format>
 void prefill_float(const MatmulTask& task) {
-  constexpr int64_t kPiece = 512;
+  using Panels = FloatPanels<V>;
   constexpr int T = V::kGemmTokens;
-  const int64_t row_bytes = task.w->row_bytes(), m = task.w->n_rows, n_cols = task.w->n_cols;
-  float* panel = reinterpret_cast<float*>(thread_scratch(size_t(kPiece) * V::N * sizeof(float)));
-  for (int64_t r = task.row_begin; r < task.row_end; r += V::N) {
-    const int n_rows = int(std::min<int64_t>(V::N, task.row_end - r));
-    for (int64_t k0 = 0; k0 < n_cols; k0 += kPiece) {
-      const int64_t n_k = std::min(kPiece, n_cols - k0);
-      for (int i = 0; i < n_rows; ++i) {
-        for_vectors<V>(n_k, [&](int64_t k, int count) {
-          float lanes[V::N];
-          V::store(lanes, load_weights<V, Format>(task.w->data + (r + i) * row_bytes, k0 + k, count));
-          for (int j = 0; j < count; ++j) panel[(k + j) * V::N + i] = lanes[j];
-        });
-      }
-      for (int i = n_rows; i < V::N; ++i)
-        for (int64_t k = 0; k < n_k; ++k) panel[k * V::N + i] = 0.0f;
-      const auto tokens = [&]<int Tokens>(int t) {
-        typename V::T acc[Tokens];
-        for (int j = 0; j < Tokens; ++j) {
-          float* y = task.y + int64_t(t + j) * m + r;
-          acc[j] = k0 ? load_some<V>(y, n_rows) : task.bias ? load_some<V>(task.bias + r, n_rows) : V::zero();
-        }
-        const float* x[Tokens];
-        for (int j = 0; j < Tokens; ++j) x[j] = reinterpret_cast<const float*>(task.x + (t + j) * task.x_stride) + k0;
-        for (int64_t k = 0; k < n_k; ++k) {
-          const typename V::T weights = V::load(panel + k * V::N);
-          for (int j = 0; j < Tokens; ++j) acc[j] = V::fma(weights, V::set(x[j][k]), acc[j]);
-        }
-        for (int j = 0; j < Tokens; ++j) store_some<V>(task.y + int64_t(t + j) * m + r, acc[j], n_rows);
-      };
+  constexpr int64_t kRows = Panels::kRows;
+  using Sums = float[kRows];
+  const int64_t m = task.w->n_rows, n_cols = task.w->n_cols, x_stride = task.x_stride / int64_t(sizeof(float));
+  const float* x = reinterpret_cast<const float*>(task.x);
+  std::byte* scratch = thread_scratch(sizeof(Panels) + size_t(task.n) * sizeof(Sums));
+  Panels& panels = *reinterpret_cast<Panels*>(scratch);
+  auto* sums = reinterpret_cast<Sums*>(scratch + sizeof(Panels));  // [n]
+  for (int64_t r = task.row_begin; r < task.row_end; r += kRows) {
+    const int64_t n_rows = std::min(kRows, task.row_end - r);
+    for (int t = 0; t < task.n; ++t)
+      for (int64_t i = 0; i < kRows; ++i) sums[t][i] = task.bias && i < n_rows ? task.bias[r + i] : 0.0f;
+    for (int64_t k0 = 0; k0 < n_cols; k0 += Panels::kPieceK) {
+      const int64_t n_k = std::min(Panels::kPieceK, n_cols - k0);
+      pack_floats<V, Format>(*task.w, r, n_rows, k0, n_k, panels);
       int t = 0;
-      for (; t + T <= task.n; t += T) tokens.template operator()<T>(t);
-      for (; t < task.n; ++t) tokens.template operator()<1>(t);
+      for (; t + T <= task.n; t += T) multiply_floats<V, T>(panels, x + t * x_stride + k0, x_stride, n_k, sums + t);
+      for (; t + 2 <= task.n; t += 2) multiply_floats<V, 2>(panels, x + t * x_stride + k0, x_stride, n_k, sums + t);
+      if (t < task.n) multiply_floats<V, 1>(panels, x + t * x_stride + k0, x_stride, n_k, sums + t);
     }
+    for (int t = 0; t < task.n; ++t) std::copy_n(sums[t], n_rows, task.y + t * m + r);
   }
 }
 

@@ -12,7 +12,8 @@ struct Avx2Vec {
   using T = __m256;
   static constexpr int N = 8;
   // Sums that fit the 16 registers beside what they are multiplied with.
-  static constexpr int kQueries = 4, kScoreBlocks = 1, kValueVectors = 2, kDotRows = 4, kGemmTokens = 12;
+  static constexpr int kQueries = 4, kScoreBlocks = 1, kValueVectors = 2, kDotRows = 4, kGemmPanels = 2,
+                       kGemmTokens = 6;
 
   static T zero() { return _mm256_setzero_ps(); }
   static T set(float x) { return _mm256_set1_ps(x); }
@@ -54,6 +55,24 @@ struct Avx2Vec {
   }
   static T from_int8(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  // 8 rows x 8 lanes.
+  static void transpose(T (&r)[8]) {
+    T t[8];
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+        r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+      }
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+      t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; ++i) r[i] = t[i];
   }
   // All ones in the first n lanes.
   static __m256i first(int n) {

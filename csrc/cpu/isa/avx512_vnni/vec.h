@@ -12,7 +12,8 @@ struct Avx512Vec {
   using T = __m512;
   static constexpr int N = 16;
   // Query groups and blocks whose sums fit the 32 registers beside what they are multiplied with.
-  static constexpr int kQueries = 4, kScoreBlocks = 4, kValueVectors = 4, kDotRows = 4, kGemmTokens = 14;
+  static constexpr int kQueries = 4, kScoreBlocks = 4, kValueVectors = 4, kDotRows = 4, kGemmPanels = 3,
+                       kGemmTokens = 8;
 
   static T zero() { return _mm512_setzero_ps(); }
   static T set(float x) { return _mm512_set1_ps(x); }
@@ -43,7 +44,38 @@ struct Avx512Vec {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
 
+  // 16 rows x 16 lanes.
+  static void transpose(T (&r)[16]) {
+    T t[16];
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        r[i + 2 * j] = unpack_pairs<false>(t[i + j], t[i + 2 + j]);
+        r[i + 2 * j + 1] = unpack_pairs<true>(t[i + j], t[i + 2 + j]);
+      }
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+      t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+      t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+      r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+      r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+      r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+  }
+
  private:
+  template <bool kHigh>
+  static T unpack_pairs(T a, T b) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(kHigh ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+  }
   static __mmask16 first(int n) {
     return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1);
   }

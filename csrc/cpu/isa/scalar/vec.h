@@ -13,7 +13,8 @@ namespace {
 struct ScalarVec {
   using T = float;
   static constexpr int N = 1;
-  static constexpr int kQueries = 1, kScoreBlocks = 1, kValueVectors = 1, kDotRows = 1, kGemmTokens = 4;
+  static constexpr int kQueries = 1, kScoreBlocks = 1, kValueVectors = 1, kDotRows = 1, kGemmPanels = 1,
+                       kGemmTokens = 4;
 
   static T zero() { return 0.0f; }
   static T set(float x) { return x; }
@@ -32,6 +33,7 @@ struct ScalarVec {
   static T min(T a, T b) { return a < b ? a : b; }
   static T round(T x) { return std::nearbyint(x); }
   static T scale_pow2(T x, T n) { return n == n ? std::ldexp(x, int(n)) : n; }
+  static void transpose(T (&)[1]) {}
   static float sum(T x) { return x; }
   static float maximum(T x) { return x; }
   static T first_n(T x, int n) { return n > 0 ? x : 0.0f; }
