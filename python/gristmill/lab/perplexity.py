@@ -51,12 +51,13 @@ class PerplexityResult:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the perplexity, as llama-perplexity gives it: scored tokens taken as independent."""
+        """Standard error of the perplexity, scored tokens taken as independent, as in llama-perplexity."""
         return perplexity_stderr(self.nll)
 
     def by_window(self) -> NDArray[np.float64]:
         """The perplexity of each window alone, ``[n_windows]``."""
-        return np.exp(self.nll.mean(axis=1))
+        each: NDArray[np.float64] = np.exp(self.nll.mean(axis=1))
+        return each
 
 
 def perplexity_stderr(nll: NDArray[np.float64]) -> float:

@@ -1,12 +1,13 @@
 """A text cut into the windows that perplexity and divergence are measured over.
 
-The cut is llama-perplexity's: consecutive windows of ``n_ctx`` tokens, what is left over at the end dropped, the
-first token of each window replaced by BOS where the vocabulary adds one. In each window the second half is
-scored, so that every scored token has at least ``n_ctx / 2`` tokens before it.
+The cut is llama-perplexity's: consecutive windows of ``n_ctx`` tokens, what is left over at the end dropped,
+the first token of each window replaced by BOS where the vocabulary adds one. In each window the second half
+is scored, so that every scored token has at least ``n_ctx / 2`` tokens before it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from gristmill.tokenizer import Tokenizer
 
 MIN_WINDOW = 8
-# Logits of one pass: a window of 512 over 152 064 tokens would take 311 MB, and several models run side by side.
+# Logits of one pass. A window of 4096 over 152 064 tokens would take 1.2 GB.
 _LOGIT_BYTES = 64 << 20
 _MIN_ROWS = 16
 
@@ -97,15 +98,15 @@ def scored_chunks(n_ctx: int, n_vocab: int) -> list[slice]:
     rows = max(_MIN_ROWS, _LOGIT_BYTES // (4 * n_vocab))
     n_chunks = -(-(end - first) // rows)
     edges = np.linspace(first, end, n_chunks + 1).astype(int).tolist()
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def window_logits(session: Session, window: NDArray[np.int32]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Run one window from its beginning and yield the scored positions with their logits.
 
     Yields:
-        ``(positions, logits)``, float32 ``[len(positions), n_vocab]`` over the tokenizer's vocabulary: rows of
-        an embedding that was padded beyond it mean nothing.
+        ``(positions, logits)``, float32 ``[len(positions), n_vocab]`` over the tokenizer's vocabulary, since
+        rows that pad an embedding beyond it mean nothing.
     """
     n_vocab = session.model.tokenizer.n_vocab
     session.truncate(0)
