@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "tokenize": "print the token ids of a text",
     "bench": "measure how fast a model runs",
     "perplexity": "measure how well a model predicts a text",
+    "compare": "measure what formats of a model cost in size, speed and truth",
     "quantize": "write a GGUF file in another format",
     "pull": "fetch a model into the cache",
 }

@@ -21,7 +21,10 @@ from gristmill.lab.text import TextWindows, cut, window_logits
 from gristmill.messages import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gristmill.model import Model
+    from gristmill.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 """Called after each window with the windows done and all there are."""
@@ -71,21 +74,22 @@ class DivergenceResult:
         return float(self.same_top.mean())
 
 
-def check_same_vocabulary(base: Model, other: Model) -> None:
-    """Raises Error where token ids do not mean the same in both models."""
-    mine, theirs = base.tokenizer, other.tokenizer
-    if mine.n_vocab != theirs.n_vocab:
-        raise _foreign(base, other, f"has {theirs.n_vocab} tokens, not {mine.n_vocab}")
-    for token, (a, b) in enumerate(zip(mine.all_token_bytes(), theirs.all_token_bytes(), strict=True)):
-        if a != b:
-            raise _foreign(base, other, f"differs at token {token}: {_shown(b)}, not {_shown(a)}")
-
-
-def _foreign(base: Model, other: Model, what: str) -> Error:
-    return Error(
-        f"{printable(str(other.path))}: its vocabulary is not that of {printable(base.path.name)}, "
-        f"so the two cannot be compared: it {what}"
-    )
+def check_same_vocabulary(base: Tokenizer, base_path: Path, other: Tokenizer, other_path: Path) -> None:
+    """Raises Error where token ids do not mean the same to both."""
+    what = ""
+    if base.n_vocab != other.n_vocab:
+        what = f"it has {other.n_vocab} tokens, not {base.n_vocab}"
+    else:
+        pairs = zip(base.all_token_bytes(), other.all_token_bytes(), strict=True)
+        for token, (mine, theirs) in enumerate(pairs):
+            if mine != theirs:
+                what = f"its token {token} is {_shown(theirs)}, not {_shown(mine)}"
+                break
+    if what:
+        raise Error(
+            f"{printable(str(other_path))}: cannot be compared with {printable(base_path.name)}, "
+            f"since the vocabularies differ: {what}"
+        )
 
 
 def _shown(token: bytes) -> str:
@@ -119,7 +123,7 @@ def divergence(
         ContextFullError: A model was loaded with a context that is smaller than a window.
     """
     for model in models:
-        check_same_vocabulary(base, model)
+        check_same_vocabulary(base.tokenizer, base.path, model.tokenizer, model.path)
     windows = text if isinstance(text, TextWindows) else cut(base.tokenizer, text, n_ctx, n_windows)
     shape = (windows.n_windows, windows.n_ctx - 1 - windows.first_scored)
     base_nll, nll, kl = np.empty(shape), np.empty((len(models), *shape)), np.empty((len(models), *shape))
@@ -160,11 +164,12 @@ class Reference:
             np.subtract(row, row[self._top[i]], out=weights, dtype=np.float64)
             np.exp(weights, out=weights)
             self._partition[i] = weights.sum()
-        self._log_partition = logits.max(axis=1) + np.log(self._partition)
+        self._log_partition: NDArray[np.float64] = logits.max(axis=1) + np.log(self._partition)
 
     def nll(self, targets: NDArray[np.int32]) -> NDArray[np.float64]:
         """Negative log probabilities of the tokens that came, ``[n]``."""
-        return self._log_partition - self._logits[np.arange(len(targets)), targets]
+        of_targets: NDArray[np.float32] = self._logits[np.arange(len(targets)), targets]
+        return self._log_partition - of_targets
 
     def compare(
         self, logits: NDArray[np.float32], targets: NDArray[np.int32]

@@ -4,10 +4,10 @@ Low-bit files may repeat themselves while their perplexity looks smooth, since p
 read its own text. Here each prompt is continued twice, greedily and sampled, until the model ends its answer,
 the limit is reached, or it loops.
 
-A continuation **loops** when it ends, at any moment, in one stretch of tokens repeated without a break: at least
-``MIN_REPEATS`` times, over at least ``MIN_TOKENS`` tokens. Tokens that are numbers count as the same token, so
-that a list of which only the numbering goes on is a loop, as a word 32 times or a sentence of 20 tokens three
-times is.
+A continuation **loops** when it ends, at any moment, in one stretch of tokens repeated without a break: at
+least ``MIN_REPEATS`` times, over at least ``MIN_TOKENS`` tokens. Tokens that are numbers count as the same
+token, so that a list of which only the numbering goes on is a loop, as a word 32 times or a sentence of 20
+tokens three times is.
 """
 
 from __future__ import annotations

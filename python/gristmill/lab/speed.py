@@ -1,4 +1,4 @@
-"""How fast models load and run, measured alternately so that what disturbs the machine disturbs all of them."""
+"""How fast models load and run, measured in turn so that what disturbs the machine disturbs them alike."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Progress = Callable[[str, int, int], None]
 class SpeedResult:
     """What each round took, in seconds and tokens a second.
 
-    Loading is everything from opening the file to the logits of a first token, the tokenizer included. A median
-    of three rounds leaves out the first, in which the file may not be in memory yet.
+    Loading is everything from opening the file to the logits of a first token, the tokenizer included. A
+    median of three rounds leaves out the first, in which the file may not be in memory yet.
     """
 
     model: str
@@ -79,8 +79,8 @@ def speeds(
             if progress is not None:
                 progress(path.name, i * len(paths) + j, rounds * len(paths))
             one = _round(path, n_prompt, n_decode, n_threads)
-            for kept, value in zip(times[j], one, strict=True):
-                kept.append(value)
+            for kept, seconds_or_rate in zip(times[j], one, strict=True):
+                kept.append(seconds_or_rate)
     return [
         SpeedResult(path.name, n_prompt, n_decode, tuple(loads), tuple(prefills), tuple(decodes))
         for path, (loads, prefills, decodes) in zip(paths, times, strict=True)
