@@ -139,6 +139,11 @@ class Session:
         Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].
         """
 
+    def residuals(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None))]:
+        """
+        Appends tokens; the residual stream before each layer and after the last, float32 [n_layer + 1, len(tokens), n_embd].
+        """
+
 def decode(sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """One token for each session; float32 logits [len(sessions), n_vocab]."""
 

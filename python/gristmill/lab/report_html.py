@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that refers to nothing outside itself, light or dark as the reader's system."""
+"""A comparison as one HTML file that refers to nothing outside itself, light or dark as the reader prefers."""
 
 from __future__ import annotations
 
