@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "bench": "measure how fast a model runs",
     "perplexity": "measure how well a model predicts a text",
     "compare": "measure what formats of a model cost in size, speed and truth",
+    "analyze": "show where a quantized file differs from its base",
     "quantize": "write a GGUF file in another format",
     "pull": "fetch a model into the cache",
 }

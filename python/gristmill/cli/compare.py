@@ -16,7 +16,7 @@ from gristmill.cli.perplexity import add_window_flags, n_windows, window_text
 from gristmill.errors import Error
 
 if TYPE_CHECKING:
-    from gristmill.lab.compare import CompareResult
+    from gristmill.lab.comparison import CompareResult
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -100,9 +100,9 @@ def run(args: argparse.Namespace) -> int:
     text, source = window_text(args)
     prompts = None if args.prompts is None else _prompts(args.prompts)
     from gristmill.cli.bars import step_bar
-    from gristmill.lab.compare import compare
-    from gristmill.lab.loops import DEFAULT_TOKENS
+    from gristmill.lab.comparison import compare
     from gristmill.lab.prompts import PROMPTS
+    from gristmill.lab.repetition import DEFAULT_TOKENS
 
     at = ""
     with step_bar(quiet=args.quiet, lines=True) as show:
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace, result: CompareResult) -> None:
-    from gristmill.lab.compare_report import as_csv, as_json, as_markdown, print_table
+    from gristmill.lab.comparison_report import as_csv, as_json, as_markdown, print_table
 
     if args.json:
         sys.stdout.write(as_json(result))
@@ -155,7 +155,7 @@ def _write(args: argparse.Namespace, result: CompareResult) -> None:
         sys.stdout.write(as_markdown(result))
     sys.stdout.flush()
     if args.html is not None:
-        from gristmill.lab.report_html import as_html
+        from gristmill.lab.comparison_html import as_html
 
         write_whole(Path(args.html), as_html(result))
     if args.plot is not None:

@@ -12,7 +12,7 @@ from gristmill.cli.flags import CACHE_TYPES, add_override_flags, integer
 from gristmill.cli.inputs import model_path, read_text
 
 if TYPE_CHECKING:
-    from gristmill.lab.perplexity import PerplexityResult
+    from gristmill.lab.score import PerplexityResult
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     add_override_flags(parser)
 
 
-def add_window_flags(parser: argparse._ActionsContainer) -> None:
+def add_window_flags(parser: argparse._ActionsContainer, default_windows: int = -1) -> None:
     """``--file``, ``--ctx-size`` and ``--windows``, for commands that score a text."""
     parser.add_argument("-f", "--file", metavar="TEXT", help="the text, in UTF-8; '-' is standard input")
     parser.add_argument(
@@ -43,8 +43,14 @@ def add_window_flags(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="tokens of a window (512)",
     )
+    usual = "-1: all" if default_windows < 0 else f"{default_windows}; -1: all"
     parser.add_argument(
-        "--windows", "--chunks", type=integer(-1), default=-1, metavar="N", help="windows to use (-1: all)"
+        "--windows",
+        "--chunks",
+        type=integer(-1),
+        default=default_windows,
+        metavar="N",
+        help=f"windows to use ({usual})",
     )
 
 
@@ -76,8 +82,8 @@ def window_text(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def n_windows(args: argparse.Namespace) -> int | None:
-    """``--windows`` as the library takes it. ``0`` and below stand for all."""
-    return args.windows if args.windows > 0 else None
+    """``--windows`` as the library takes it: None for all."""
+    return None if args.windows < 0 else int(args.windows)
 
 
 def run(args: argparse.Namespace) -> int:

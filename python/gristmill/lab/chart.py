@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gristmill.lab.compare import CompareResult
+from gristmill.lab.comparison import CompareResult
 from gristmill.lab.pareto import pareto_front
 
 

@@ -20,7 +20,7 @@ from gristmill.lab.chart import (
     place_labels,
     tick_text,
 )
-from gristmill.lab.compare import CompareResult
+from gristmill.lab.comparison import CompareResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +129,7 @@ def _matplotlib() -> Any:
 
 def _draw(axes: Axes, panel: Panel, colors: Theme) -> None:
     spread = [v for p in panel.points for v in (p.low, p.high)]
-    x_axis = linear_axis([p.x for p in panel.points])
+    x_axis = linear_axis([p.x for p in panel.points], from_zero=False)
     y_axis = log_axis(spread) if panel.log_y else linear_axis(spread)
     axes.set_facecolor(colors.surface)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -144,7 +144,12 @@ def _draw(axes: Axes, panel: Panel, colors: Theme) -> None:
     axes.set_ylabel(panel.y_label)
     axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", pad=18)
     axes.text(
-        0, 1.02, f"line: Pareto front; {panel.note}", transform=axes.transAxes, color=colors.muted, fontsize=8
+        0,
+        1.02,
+        f"filled: Pareto front; {panel.note}",
+        transform=axes.transAxes,
+        color=colors.muted,
+        fontsize=8,
     )
     front = [panel.points[i] for i in panel.front]
     if len(front) > 1:
@@ -173,19 +178,20 @@ def _set_axis(axis: Any, set_limits: Any, scale: Axis) -> None:
 
 def _label(axes: Axes, panel: Panel) -> None:
     """Names beside the points, placed in points of 1/72 inch from the top left of the figure's canvas."""
-    fig = axes.get_figure()
-    assert fig is not None
-    fig.canvas.draw_idle()
-    fig.tight_layout(w_pad=2.5)  # type: ignore[union-attr]
+    fig: Any = axes.get_figure()
+    fig.tight_layout(w_pad=2.5)
     scale = 72 / fig.dpi
     to_canvas = axes.transData.transform
     at = [(x * scale, -y * scale) for x, y in (to_canvas((p.x, p.y)) for p in panel.points)]
     box = axes.get_window_extent()
     within = (box.x0 * scale, -box.y1 * scale, box.x1 * scale, -box.y0 * scale)
     sizes = [(5.4 * len(p.name), 10.0) for p in panel.points]
-    front = [at[i] for i in panel.front]
+    avoid = line_boxes([at[i] for i in panel.front], 1.5)
+    for (x, _), p in zip(at, panel.points, strict=True):
+        low, high = (-to_canvas((p.x, y))[1] * scale for y in (p.low, p.high))
+        avoid.append((x - 1, high, x + 1, low))
     for point, (left, top), (x, y) in zip(
-        panel.points, place_labels(at, sizes, within, 5.5, line_boxes(front, 1.5)), at, strict=True
+        panel.points, place_labels(at, sizes, within, 5.5, avoid), at, strict=True
     ):
         axes.annotate(
             point.name,

@@ -14,7 +14,7 @@ _CHARACTER, _LINE = 7.0, 15.0  # of a label at 12 px
 
 def panel_svg(panel: Panel) -> str:
     """An ``<svg>`` element of the panel."""
-    x_axis = linear_axis([p.x for p in panel.points])
+    x_axis = linear_axis([p.x for p in panel.points], from_zero=False)
     spread = [v for p in panel.points for v in (p.low, p.high)]
     y_axis = log_axis(spread) if panel.log_y else linear_axis(spread)
     at = [(_x(x_axis, p.x), _y(y_axis, p.y)) for p in panel.points]
@@ -27,7 +27,7 @@ def panel_svg(panel: Panel) -> str:
         _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, panel.x_label, anchor="middle"),
         f'<text transform="translate(16 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle" '
         f'fill="var(--ink)">{escape(panel.y_label)}</text>',
-        _text(_WIDTH - _RIGHT, 20, f"line: Pareto front; {panel.note}", anchor="end", color="muted"),
+        _text(_WIDTH - _RIGHT, 20, f"filled: Pareto front; {panel.note}", anchor="end", color="muted"),
     ]
     if len(front) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
@@ -43,7 +43,11 @@ def panel_svg(panel: Panel) -> str:
         parts.append(_mark(x, y, point.kind, color, filled=i in panel.front, title=_title(panel, i)))
     sizes = [(len(p.name) * _CHARACTER, _LINE) for p in panel.points]
     within = (_LEFT, _TOP, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM)
-    corners = place_labels(at, sizes, within, 8, line_boxes(front, 2))
+    avoid = line_boxes(front, 2) + [
+        (x - 1, _y(y_axis, p.high), x + 1, _y(y_axis, p.low))
+        for (x, _), p in zip(at, panel.points, strict=True)
+    ]
+    corners = place_labels(at, sizes, within, 8, avoid)
     for point, (left, top) in zip(panel.points, corners, strict=True):
         parts.append(_text(left, top + 0.75 * _LINE, point.name))
     return "\n".join([*parts, "</svg>"])

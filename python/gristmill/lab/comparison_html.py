@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that refers to nothing outside itself, light or dark as the reader prefers."""
+"""A comparison as one HTML file that refers to nothing outside itself, and is light or dark as the system."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from html import escape
 
 from gristmill._version import __version__
 from gristmill.lab.chart import panels
-from gristmill.lab.compare import CompareResult
-from gristmill.lab.compare_report import cells, notes
+from gristmill.lab.comparison import CompareResult
+from gristmill.lab.comparison_report import cells, notes
 from gristmill.lab.svg import panel_svg
 from gristmill.machine import describe_machine
 from gristmill.messages import printable

@@ -16,11 +16,11 @@ from pathlib import Path
 from gristmill.errors import ArgumentError
 from gristmill.gguf import GGUFFile
 from gristmill.info import describe
-from gristmill.lab.divergence import DivergenceResult, check_same_vocabulary, divergence
+from gristmill.lab.divergences import DivergenceResult, check_same_vocabulary, divergence
 from gristmill.lab.formats import check_formats, quantized
-from gristmill.lab.loops import DEFAULT_SEED, DEFAULT_TOKENS, LoopResult, loops, prompt_ids
-from gristmill.lab.perplexity import PerplexityResult
 from gristmill.lab.prompts import PROMPTS
+from gristmill.lab.repetition import DEFAULT_SEED, DEFAULT_TOKENS, LoopResult, loops, prompt_ids
+from gristmill.lab.score import PerplexityResult
 from gristmill.lab.speed import SpeedResult, speeds
 from gristmill.lab.text import TextWindows, cut
 from gristmill.machine import available_memory
@@ -151,7 +151,7 @@ def compare(
         n_prompt: Tokens of the measured prefill.
         n_decode: Tokens of the measured decoding.
         rounds: Rounds of speed measurements; 0 leaves them out.
-        prompts: What is continued to find loops; see :mod:`gristmill.lab.loops`.
+        prompts: What is continued to find loops; see :mod:`gristmill.lab.repetition`.
         loop_tokens: Tokens of a continuation at most; 0 leaves loops out.
         seed: Of the sampled continuations.
         n_threads: Threads that compute; the physical cores by default.

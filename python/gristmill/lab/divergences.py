@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gristmill.errors import ArgumentError, Error
-from gristmill.lab.perplexity import PerplexityResult
+from gristmill.lab.score import PerplexityResult
 from gristmill.lab.text import TextWindows, cut, window_logits
 from gristmill.messages import printable
 

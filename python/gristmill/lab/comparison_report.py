@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gristmill._version import __version__
-from gristmill.lab.compare import CompareResult, ModelRow
+from gristmill.lab.comparison import CompareResult, ModelRow
 from gristmill.machine import describe_machine
 from gristmill.messages import printable
 
