@@ -88,7 +88,7 @@ def _outliers(result: AnalyzeResult) -> str:
 
 def percent(value: float) -> str:
     """A share with three digits."""
-    return f"{100 * value:.3g} %" if math.isfinite(value) else "infinite"
+    return f"{100 * value:#.3g}".rstrip(".") + " %" if math.isfinite(value) else "infinite"
 
 
 def as_json(result: AnalyzeResult) -> str:
