@@ -29,7 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every tensor")
     parser.add_argument("--plot", metavar="DIR", help="draw weights.png and activations.png there")
-    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="of --plot (light)")
+    parser.add_argument(
+        "--theme", choices=("light", "dark", "both"), default="light", help="of --plot (light)"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 

@@ -77,7 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     shape.add_argument("--csv", action="store_true", help="print CSV")
     out.add_argument("--html", metavar="FILE", help="write a page with table and charts, complete in itself")
     out.add_argument("--plot", metavar="FILE", help="draw FILE (.png, .svg or .pdf); needs matplotlib")
-    out.add_argument("--theme", choices=("light", "dark"), default="light", help="of --plot (light)")
+    out.add_argument("--theme", choices=("light", "dark", "both"), default="light", help="of --plot (light)")
     out.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 

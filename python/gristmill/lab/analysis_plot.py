@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from gristmill.lab.analysis import AnalyzeResult
-from gristmill.lab.plot import Theme, check_plot, figure
+from gristmill.lab.plot import Theme, check_plot, figure, themed_paths
 from gristmill.messages import printable
 
 WEIGHTS, ACTIVATIONS = "weights.png", "activations.png"
 
 
 def plot_analysis(result: AnalyzeResult, folder: str | os.PathLike[str], theme: str = "light") -> list[Path]:
-    """Write ``weights.png`` and, where activations were measured, ``activations.png``.
+    """Write ``weights.png`` and, where activations were measured, ``activations.png``; "both" themes add
+    ``weights-dark.png`` and ``activations-dark.png``. Returns what was written.
 
     Raises:
         Error: matplotlib is not installed.
@@ -24,13 +25,12 @@ def plot_analysis(result: AnalyzeResult, folder: str | os.PathLike[str], theme: 
     folder = Path(folder)
     check_plot(folder / WEIGHTS, theme)
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(WEIGHTS, _heat_map, bool(result.kinds())), (ACTIVATIONS, _curves, bool(result.layers))]
     written: list[Path] = []
-    if result.kinds():
-        _heat_map(result, folder / WEIGHTS, theme)
-        written.append(folder / WEIGHTS)
-    if result.layers:
-        _curves(result, folder / ACTIVATIONS, theme)
-        written.append(folder / ACTIVATIONS)
+    for name, draw, there in wanted:
+        for path, of in themed_paths(folder / name, theme) if there else []:
+            draw(result, path, of)
+            written.append(path)
     return written
 
 

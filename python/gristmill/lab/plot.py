@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-THEMES = ("light", "dark")
+THEMES = ("light", "dark", "both")
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -53,12 +53,23 @@ def check_plot(path: str | os.PathLike[str], theme: str = "light") -> None:
     _matplotlib()
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ArgumentError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}")
-    if theme not in _THEMES:
+    if theme not in THEMES:
         raise ArgumentError(f"theme {theme!r}, expected one of {', '.join(THEMES)}")
 
 
-def plot_comparison(result: CompareResult, path: str | os.PathLike[str], theme: str = "light") -> None:
+def themed_paths(path: str | os.PathLike[str], theme: str) -> list[tuple[Path, str]]:
+    """The files to draw and the theme of each: of "both", the dark one's name ends in ``-dark``."""
+    path = Path(path)
+    if theme != "both":
+        return [(path, theme)]
+    return [(path, "light"), (path.with_name(f"{path.stem}-dark{path.suffix}"), "dark")]
+
+
+def plot_comparison(result: CompareResult, path: str | os.PathLike[str], theme: str = "light") -> list[Path]:
     """Draw divergence against size and speed against size.
+
+    ``theme`` is "light", "dark", or "both", which adds a second picture whose name ends in ``-dark``. Returns
+    what was written.
 
     Raises:
         Error: matplotlib is not installed.
@@ -69,16 +80,17 @@ def plot_comparison(result: CompareResult, path: str | os.PathLike[str], theme: 
     drawn = panels(result)
     if not drawn:
         raise Error("nothing to draw: no model differs from the base, and no speeds were measured")
-    with figure(path, theme, 5.2 * len(drawn), 4.0) as (fig, colors):
-        for i, panel in enumerate(drawn):
-            _draw(fig.add_subplot(1, len(drawn), i + 1), panel, colors)
-        fig.tight_layout(w_pad=2.5)
+    written = themed_paths(path, theme)
+    for each, of in written:
+        with figure(each, of, 5.2 * len(drawn), 4.0) as (fig, colors):
+            for i, panel in enumerate(drawn):
+                _draw(fig.add_subplot(1, len(drawn), i + 1), panel, colors)
+            fig.tight_layout(w_pad=2.5)
+    return [each for each, _ in written]
 
 
 @contextlib.contextmanager
-def figure(
-    path: str | os.PathLike[str], theme: str, width: float, height: float
-) -> Iterator[tuple[Figure, Theme]]:
+def figure(path: Path, theme: str, width: float, height: float) -> Iterator[tuple[Figure, Theme]]:
     """A figure of ``width`` by ``height`` inches to draw on, and its colors; written when all went well."""
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
@@ -101,7 +113,7 @@ def figure(
     with matplotlib.rc_context(settings):
         fig = Figure(figsize=(width, height), dpi=160, facecolor=colors.surface)
         yield fig, colors
-        write_figure(fig, Path(path))
+        write_figure(fig, path)
 
 
 def write_figure(fig: Figure, path: Path) -> None:
