@@ -19,9 +19,16 @@ from gristmill.info import describe
 from gristmill.lab.divergences import DivergenceResult, check_same_vocabulary, divergence
 from gristmill.lab.formats import check_formats, quantized
 from gristmill.lab.prompts import PROMPTS
-from gristmill.lab.repetition import DEFAULT_SEED, DEFAULT_TOKENS, LoopResult, loops, prompt_ids
+from gristmill.lab.repetition import (
+    DEFAULT_SEED,
+    DEFAULT_TOKENS,
+    LoopResult,
+    check_loop_settings,
+    loops,
+    prompt_ids,
+)
 from gristmill.lab.score import PerplexityResult
-from gristmill.lab.speed import SpeedResult, speeds
+from gristmill.lab.speed import SpeedResult, check_speed_settings, speeds
 from gristmill.lab.text import TextWindows, cut
 from gristmill.machine import available_memory
 from gristmill.messages import file_error
@@ -171,6 +178,12 @@ def compare(
         raise ArgumentError("nothing to compare: name more files, or formats to quantize the base into")
     _check_given_once(paths)
     # Whatever can be refused is refused before any time is spent.
+    if loop_tokens:
+        check_loop_settings(prompts, loop_tokens)
+    if rounds < 0:
+        raise ArgumentError(f"rounds, expected at least 0, got {rounds}")
+    if rounds:
+        check_speed_settings(n_prompt, n_decode, rounds)
     tokenizer = Tokenizer.from_gguf(paths[0])
     for path in paths[1:]:
         check_same_vocabulary(tokenizer, paths[0], Tokenizer.from_gguf(path), path)
@@ -199,9 +212,7 @@ def compare(
         else []
     )
     base_scores, divergences, model = _divergences(files, windows, n_threads, tell)
-    found = (
-        list(_loops(paths, prompts, loop_tokens, seed, n_threads, tell)) if loop_tokens and prompts else []
-    )
+    found = list(_loops(paths, prompts, loop_tokens, seed, n_threads, tell)) if loop_tokens else []
     settings = Settings(
         text=source,
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),

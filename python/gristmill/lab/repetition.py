@@ -125,10 +125,7 @@ def loops(
         ContextFullError: A prompt and its continuation do not fit the model's context.
         Error: The logits are not finite.
     """
-    if n_tokens < MIN_TOKENS:
-        raise ArgumentError(f"continuations need at least {MIN_TOKENS} tokens to show a loop, got {n_tokens}")
-    if len(prompts) == 0:
-        raise ArgumentError("at least one prompt is needed")
+    check_loop_settings(prompts, n_tokens)
     ids = [prompt_ids(model, p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
     numbers = number_tokens(model)
     runs = [_Run(model, i, "greedy", None, ids[i], n_tokens, numbers) for i in range(len(ids))]
@@ -136,6 +133,14 @@ def loops(
     for first in range(0, len(runs), _SEQUENCES):
         _decode(model, runs[first : first + _SEQUENCES], n_tokens, progress)
     return LoopResult(model.path.name, n_tokens, tuple(run.result() for run in runs))
+
+
+def check_loop_settings(prompts: Sequence[object], n_tokens: int) -> None:
+    """Raises ArgumentError where :func:`loops` would."""
+    if n_tokens < MIN_TOKENS:
+        raise ArgumentError(f"continuations need at least {MIN_TOKENS} tokens to show a loop, got {n_tokens}")
+    if len(prompts) == 0:
+        raise ArgumentError("at least one prompt is needed to look for loops")
 
 
 def prompt_ids(model: Model, prompt: str) -> list[int]:

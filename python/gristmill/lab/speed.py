@@ -70,9 +70,7 @@ def speeds(
         ArgumentError: A number makes no sense.
         Error: A file cannot be loaded.
     """
-    for name, value in (("n_prompt", n_prompt), ("n_decode", n_decode), ("rounds", rounds)):
-        if value < 1:
-            raise ArgumentError(f"{name}, expected at least 1, got {value}")
+    check_speed_settings(n_prompt, n_decode, rounds)
     times: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in paths]
     for i in range(rounds):
         for j, path in enumerate(paths):
@@ -85,6 +83,13 @@ def speeds(
         SpeedResult(path.name, n_prompt, n_decode, tuple(loads), tuple(prefills), tuple(decodes))
         for path, (loads, prefills, decodes) in zip(paths, times, strict=True)
     ]
+
+
+def check_speed_settings(n_prompt: int, n_decode: int, rounds: int) -> None:
+    """Raises ArgumentError where :func:`speeds` would."""
+    for name, value in (("n_prompt", n_prompt), ("n_decode", n_decode), ("rounds", rounds)):
+        if value < 1:
+            raise ArgumentError(f"{name}, expected at least 1, got {value}")
 
 
 def _round(path: Path, n_prompt: int, n_decode: int, n_threads: int | None) -> tuple[float, float, float]:
