@@ -134,6 +134,7 @@ def tick_text(value: float) -> str:
     return f"{value:.10g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.0e}".replace("e-0", "e-")
 
 
+_SWEEPS = 4
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in the units of the picture, ``y`` downwards."""
 
@@ -158,30 +159,35 @@ def place_labels(
         Left and top of each label.
     """
     marks = [(x - gap, y - gap, x + gap, y + gap) for x, y in at]
-    placed: list[Box] = []
-    for i, ((x, y), (w, h)) in enumerate(zip(at, sizes, strict=True)):
-        others = [mark for j, mark in enumerate(marks) if j != i]
+    choices = [_beside(x, y, w, h, gap) for (x, y), (w, h) in zip(at, sizes, strict=True)]
+    placed: list[Box | None] = [None] * len(at)
 
-        def cost(box: Box, others: list[Box] = others) -> float:
-            outside = (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, within)
-            taken = sum(_overlap(box, other) for other in (*others, *placed))
-            return 100 * outside + 10 * taken + sum(_overlap(box, other) for other in avoid)
+    def cost(box: Box, i: int) -> float:
+        outside = (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, within)
+        taken = sum(_overlap(box, mark) for j, mark in enumerate(marks) if j != i)
+        taken += sum(_overlap(box, other) for j, other in enumerate(placed) if other and j != i)
+        return 100 * outside + 10 * taken + sum(_overlap(box, other) for other in avoid)
 
-        choices = [
-            (left, top, left + w, top + h)
-            for left, top in (
-                (x + gap, y - gap / 2 - h),
-                (x + gap, y + gap / 2),
-                (x - gap - w, y - gap / 2 - h),
-                (x - gap - w, y + gap / 2),
-                (x - w / 2, y - 1.6 * gap - h),
-                (x - w / 2, y + 1.6 * gap),
-                (x + 1.6 * gap, y - h / 2),
-                (x - 1.6 * gap - w, y - h / 2),
-            )
-        ]
-        placed.append(min(choices, key=cost))
-    return [(box[0], box[1]) for box in placed]
+    # One label after the other, and then again: those placed first did not know of the rest.
+    for _ in range(_SWEEPS):
+        for i, boxes in enumerate(choices):
+            placed[i] = min(boxes, key=lambda box, i=i: cost(box, i))  # type: ignore[misc]
+    return [(box[0], box[1]) for box in placed if box]
+
+
+def _beside(x: float, y: float, w: float, h: float, gap: float) -> list[Box]:
+    """Where a label of ``w`` by ``h`` may stand beside its point, the most legible place first."""
+    corners = (
+        (x + gap, y - gap / 2 - h),
+        (x + gap, y + gap / 2),
+        (x - gap - w, y - gap / 2 - h),
+        (x - gap - w, y + gap / 2),
+        (x - w / 2, y - 1.6 * gap - h),
+        (x - w / 2, y + 1.6 * gap),
+        (x + 1.6 * gap, y - h / 2),
+        (x - 1.6 * gap - w, y - h / 2),
+    )
+    return [(left, top, left + w, top + h) for left, top in corners]
 
 
 def _overlap(a: Box, b: Box) -> float:
