@@ -67,16 +67,16 @@ def test_columns_are_what_they_say(result: lab.CompareResult, base: Path, cache:
         assert row.bits_per_weight == 8 * n_bytes / n_weights
         assert memory is not None
         assert row.memory_bytes == memory.weights + memory.kv_cache["f16"]
-        model = gristmill.load(row.path, n_ctx=64, n_threads=1)
+        model = gristmill.load(row.path, n_ctx=64, n_threads=1, precise=True)
         assert row.perplexity == lab.perplexity(model, TEXT, n_ctx=64).perplexity
         assert min(row.load_seconds or 0, row.prefill_tps or 0, row.decode_tps or 0) > 0
-        looped = lab.loops(gristmill.load(row.path, n_ctx=100), QUICK["prompts"], n_tokens=32)
+        looped = lab.loops(gristmill.load(row.path, n_ctx=100, precise=True), QUICK["prompts"], n_tokens=32)
         assert (row.greedy_loop_rate, row.sampled_loop_rate) == (looped.greedy_rate, looped.sampled_rate)
     first, *others = result.rows
     assert (first.mean_kl, first.max_kl, first.top1_agreement) == (0.0, 0.0, 1.0)
-    loaded = gristmill.load(base, n_ctx=64)
+    loaded = gristmill.load(base, n_ctx=64, precise=True)
     for row, against in zip(others, result.divergences, strict=True):
-        _, (alone,) = lab.divergence(loaded, [gristmill.load(row.path, n_ctx=64)], TEXT, n_ctx=64)
+        _, (alone,) = lab.divergence(loaded, [gristmill.load(row.path, n_ctx=64, precise=True)], TEXT, n_ctx=64)
         assert against.kl.tobytes() == alone.kl.tobytes()
         assert (row.mean_kl, row.p99_kl, row.max_kl) == (alone.mean_kl, alone.p99_kl, alone.max_kl)
         assert row.top1_agreement == alone.top1_agreement

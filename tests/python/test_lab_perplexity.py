@@ -102,7 +102,7 @@ def test_is_llama_perplexitys_number(smollm2_path: Path, tmp_path: Path) -> None
         (smollm2_path, LLAMA_CPP["Q4_1"], 5e-3),
         (tmp_path / "f16.gguf", LLAMA_CPP["F16"], 5e-4),
     ):
-        result = lab.perplexity(gristmill.load(path, n_ctx=128), text, n_ctx=128)
+        result = lab.perplexity(gristmill.load(path, n_ctx=128, precise=True), text, n_ctx=128)
         print(f"{path.name}: {result.perplexity:.4f} ± {result.stderr:.5f}, llama.cpp {value} ± {stderr}")
         assert result.perplexity == pytest.approx(value, rel=bound)
         assert result.stderr == pytest.approx(stderr, rel=bound)
@@ -117,7 +117,7 @@ def test_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["perplexity", "-m", str(path), "-f", str(PROSE), "-c", "64", "--windows", "3", "-t", "1"]
     assert main(flags) == 0
     line = capsys.readouterr().out
-    model = gristmill.load(path, n_ctx=64)
+    model = gristmill.load(path, n_ctx=64, precise=True)
     result = lab.perplexity(model, PROSE.read_text(encoding="utf-8").removesuffix("\n"), 64, 3)
     left = result.n_tokens - 3 * 64
     assert line == (

@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         overrides=parse_overrides(*args.override_kv),
         cache_type_k=args.cache_type_k,
         cache_type_v=args.cache_type_v,
+        precise=True,
     )
     windows = cut(model.tokenizer, text, args.ctx_size, n_windows(args), source)
     so_far = ""

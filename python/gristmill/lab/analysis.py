@@ -113,7 +113,7 @@ def analyze(
         layers: list[LayerError] = []
         used = 0
         if text is not None:
-            loaded = [load(path, n_ctx=n_ctx, n_threads=n_threads) for path in (base, model)]
+            loaded = [load(path, n_ctx=n_ctx, n_threads=n_threads, precise=True) for path in (base, model)]
             one, other = loaded
             check_same_vocabulary(one.tokenizer, one.path, other.tokenizer, other.path)
             windows = cut(one.tokenizer, text, n_ctx, n_windows, source)

@@ -317,11 +317,11 @@ def _divergences(
     All models run side by side if their weights fit in memory together; otherwise some at a time, the base
     again with each of these groups, which changes no figure.
     """
-    base = load(files[0].path, n_ctx=windows.n_ctx, n_threads=n_threads)
+    base = load(files[0].path, n_ctx=windows.n_ctx, n_threads=n_threads, precise=True)
     groups = _groups([file.tensor_bytes for file in files])
     results: list[DivergenceResult] = []
     for i, group in enumerate(groups):
-        models = [load(files[k].path, n_ctx=windows.n_ctx, n_threads=n_threads) for k in group]
+        models = [load(files[k].path, n_ctx=windows.n_ctx, n_threads=n_threads, precise=True) for k in group]
 
         def show(done: int, total: int, i: int = i) -> None:
             tell("divergence", i * total + done, len(groups) * total)
@@ -359,9 +359,9 @@ def _loops(
     ids: list[list[int]] = []
     for i, path in enumerate(paths):
         if not ids:
-            base = load(path, n_ctx=1, n_threads=n_threads)
+            base = load(path, n_ctx=1, n_threads=n_threads, precise=True)
             ids = [prompt_ids(base, prompt) for prompt in prompts]
-        model = load(path, n_ctx=max(map(len, ids)) + n_tokens, n_threads=n_threads)
+        model = load(path, n_ctx=max(map(len, ids)) + n_tokens, n_threads=n_threads, precise=True)
 
         def show(done: int, total: int, i: int = i, path: Path = path) -> None:
             tell(f"loops: {path.name}", i * total + done, len(paths) * total)
