@@ -76,7 +76,8 @@ def test_columns_are_what_they_say(result: lab.CompareResult, base: Path, cache:
     assert (first.mean_kl, first.max_kl, first.top1_agreement) == (0.0, 0.0, 1.0)
     loaded = gristmill.load(base, n_ctx=64, precise=True)
     for row, against in zip(others, result.divergences, strict=True):
-        _, (alone,) = lab.divergence(loaded, [gristmill.load(row.path, n_ctx=64, precise=True)], TEXT, n_ctx=64)
+        model = gristmill.load(row.path, n_ctx=64, precise=True)
+        _, (alone,) = lab.divergence(loaded, [model], TEXT, n_ctx=64)
         assert against.kl.tobytes() == alone.kl.tobytes()
         assert (row.mean_kl, row.p99_kl, row.max_kl) == (alone.mean_kl, alone.p99_kl, alone.max_kl)
         assert row.top1_agreement == alone.top1_agreement

@@ -117,7 +117,6 @@ class _File:
     tensor_bytes: int
     n_parameters: int
     memory_bytes: int
-    isa: str = ""
 
 
 def compare(
