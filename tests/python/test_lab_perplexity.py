@@ -156,3 +156,27 @@ def test_refused_in_one_line(
     assert captured.err.startswith("gristmill: error: ")
     assert captured.err.count("\n") == 1
     assert says.format(tmp=tmp_path) in captured.err
+
+
+def test_ctrl_c_tells_what_was_found_so_far(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gristmill.lab import score
+
+    inner, windows = score.window_logits, iter(range(10))
+
+    def interrupted(*args: Any) -> Any:
+        if next(windows) == 2:
+            raise KeyboardInterrupt
+        return inner(*args)
+
+    monkeypatch.setattr(score, "window_logits", interrupted)
+    assert main(["perplexity", "-m", str(path), "-f", str(PROSE), "-c", "64", "-t", "1"]) == 130
+    captured = capsys.readouterr()
+    text = PROSE.read_text(encoding="utf-8").removesuffix("\n")
+    model = gristmill.load(path, n_ctx=64, precise=True)
+    total = lab.cut(model.tokenizer, text, 64).n_windows
+    monkeypatch.undo()
+    two = lab.perplexity(model, text, 64, 2)
+    assert captured.out == ""
+    assert captured.err == f"[interrupted: perplexity {two.perplexity:.4f} after 2 of {total} windows]\n"
