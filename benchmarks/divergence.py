@@ -1,4 +1,4 @@
-"""The arithmetic of divergence alone: processor time a position, for vocabularies of two sizes, on one thread.
+"""The arithmetic of divergence alone: processor time a position, two sizes of vocabulary, one thread.
 
 python benchmarks/divergence.py
 """
