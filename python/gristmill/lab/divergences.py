@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gristmill.errors import ArgumentError, Error
 from gristmill.lab.score import PerplexityResult
-from gristmill.lab.text import TextWindows, cut, window_logits
+from gristmill.lab.text import TextWindows, cut, scored_chunks, window_logits
 from gristmill.messages import printable
 
 if TYPE_CHECKING:
@@ -129,14 +129,17 @@ def divergence(
     base_nll, nll, kl = np.empty(shape), np.empty((len(models), *shape)), np.empty((len(models), *shape))
     same_top = np.empty((len(models), *shape), bool)
     sessions = [model.session() for model in (base, *models)]
+    # One cut for all: embeddings may be padded to different sizes.
+    chunks = scored_chunks(windows.n_ctx, max(session.model.n_vocab for session in sessions))
     for i, window in enumerate(windows.ids):
-        runs = [window_logits(session, window) for session in sessions]
-        for (positions, logits), *others in zip(*runs, strict=True):
+        of_base, *others = [window_logits(session, window, chunks) for session in sessions]
+        for positions, logits in of_base:
             at = slice(positions.start - windows.first_scored, positions.stop - windows.first_scored)
             targets = window[positions.start + 1 : positions.stop + 1]
             reference = Reference(logits)
             base_nll[i, at] = reference.nll(targets)
-            for k, (_, theirs) in enumerate(others):
+            for k, run in enumerate(others):
+                _, theirs = next(run)  # one model's logits at a time
                 nll[k, i, at], kl[k, i, at], same_top[k, i, at] = reference.compare(theirs, targets)
         if progress is not None:
             progress(i + 1, windows.n_windows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gristmill.lab.text import TextWindows, cut, window_logits
+from gristmill.lab.text import TextWindows, cut, scored_chunks, window_logits
 
 if TYPE_CHECKING:
     from gristmill.model import Model
@@ -97,9 +97,9 @@ def perplexity(
     windows = text if isinstance(text, TextWindows) else cut(model.tokenizer, text, n_ctx, n_windows)
     first = windows.first_scored
     nll = np.empty((windows.n_windows, windows.n_ctx - 1 - first))
-    session = model.session()
+    session, chunks = model.session(), scored_chunks(windows.n_ctx, model.n_vocab)
     for i, window in enumerate(windows.ids):
-        for positions, logits in window_logits(session, window):
+        for positions, logits in window_logits(session, window, chunks):
             targets = window[positions.start + 1 : positions.stop + 1]
             for j, (row, target) in enumerate(zip(logits, targets, strict=True), positions.start - first):
                 nll[i, j] = log_partition(row) - float(row[target])

@@ -8,7 +8,7 @@ is scored, so that every scored token has at least ``n_ctx / 2`` tokens before i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,8 +101,10 @@ def scored_chunks(n_ctx: int, n_vocab: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def window_logits(session: Session, window: NDArray[np.int32]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Run one window from its beginning and yield the scored positions with their logits.
+def window_logits(
+    session: Session, window: NDArray[np.int32], chunks: Sequence[slice]
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Run one window from its beginning and yield the scored positions, chunk by chunk, with their logits.
 
     Yields:
         ``(positions, logits)``, float32 ``[len(positions), n_vocab]`` over the tokenizer's vocabulary, since
@@ -110,7 +112,6 @@ def window_logits(session: Session, window: NDArray[np.int32]) -> Iterator[tuple
     """
     n_vocab = session.model.tokenizer.n_vocab
     session.truncate(0)
-    chunks = scored_chunks(len(window), session.model.n_vocab)
     session.forward(window[: chunks[0].start])
     for chunk in chunks:
         yield chunk, session.forward(window[chunk], all_logits=True)[:, :n_vocab]
