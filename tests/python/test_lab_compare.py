@@ -284,7 +284,7 @@ def test_command_writes_table_page_and_picture(
     assert main(flags(base, cache, "--prompts", tmp_path / "prompts.txt", *more)) == 0
     out = capsys.readouterr()
     assert [line.split(" | ")[0] for line in out.out.splitlines()[2:5]] == ["| F16", "| Q8_0", "| Q2_K"]
-    assert "loops: share of 2 prompts whose continuation of up to 32 tokens" in out.out
+    assert "- loops: share of 2 prompts whose continuation of up to 32 tokens" in out.out
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "out-dark.png",
         "out.png",

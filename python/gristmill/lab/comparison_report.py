@@ -57,7 +57,7 @@ def as_markdown(result: CompareResult) -> str:
     headings, rows = cells(result)
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, "", *notes(result)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(result))]) + "\n"
 
 
 def print_table(result: CompareResult) -> None:
@@ -155,4 +155,4 @@ def rate(value: float | None) -> str:
 
 def nats(value: float) -> str:
     """A divergence with three digits."""
-    return f"{value:.1e}" if 0 < value < 1e-4 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+    return f"{value:.1e}" if 0 < value < 1e-4 else f"{value:#.3g}"
