@@ -61,6 +61,8 @@ struct Batch {
   std::vector<int64_t> positions;
   std::vector<Span> spans;
   std::vector<int> output_rows;  // rows whose logits are wanted
+  // Host memory [n_layer + 1, n_rows, n_embd] for the residual stream before each layer and after the last, or nullptr.
+  float* residuals = nullptr;
   int n_rows() const { return int(tokens.size()); }
   // Decoding (one row a sequence) and prefill choose kernels by this, never by how many sequences share the batch, so
   // that a sequence gets the same bits alone and in company.

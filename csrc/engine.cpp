@@ -74,8 +74,9 @@ void Engine::run(const Batch& batch, float* logits, const std::function<void()>&
 }
 
 void Engine::forward(KvCache& cache, std::span<const int32_t> tokens, LogitsOf wanted, float* logits,
-                     const std::function<void()>& between_layers) {
+                     const std::function<void()>& between_layers, float* residuals) {
   Batch batch;
+  batch.residuals = residuals;
   batch.tokens.assign(tokens.begin(), tokens.end());  // the caller's array may change while this one is checked and run
   if (tokens.empty()) throw ArgumentError("[forward] tokens, expected at least one, got none");
   check_tokens(batch.tokens);

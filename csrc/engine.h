@@ -38,9 +38,10 @@ class Engine {
 
   std::unique_ptr<KvCache> make_cache() const;
   // Tokens of one sequence, appended to its cache. logits: [0, 1 or tokens.size(), n_vocab], as `wanted` says.
-  // between_layers, where given, may throw to give the pass up; the cache is then as it was.
+  // between_layers, where given, may throw to give the pass up; the cache is then as it was. residuals: nullptr, or
+  // [n_layer + 1, tokens.size(), n_embd], as in Batch.
   void forward(KvCache& cache, std::span<const int32_t> tokens, LogitsOf wanted, float* logits,
-               const std::function<void()>& between_layers = {});
+               const std::function<void()>& between_layers = {}, float* residuals = nullptr);
   // One token for each of several sequences; logits [caches.size(), n_vocab].
   void decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits);
   void truncate(KvCache& cache, int64_t n);

@@ -8,6 +8,7 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
+#include "formats/convert.h"
 #include "formats/registry.h"
 
 namespace nb = nanobind;
@@ -67,6 +68,34 @@ void dequantize_rows(ConstBytes blocks, std::string_view type, Floats y) {
   format.to_float(blocks.data(), y.data(), int64_t(y.size()));
 }
 
+using ConstBuffer = nb::ndarray<const uint8_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using Buffer = nb::ndarray<uint8_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using ConstVector = nb::ndarray<const float, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+
+// source and target: whole rows of n_cols weights.
+nb::tuple convert_rows(ConstBuffer source, std::string_view from_type, std::string_view to_type, int64_t n_cols,
+                       std::optional<ConstVector> importance, Buffer target) {
+  const formats::FormatInfo &from = format_of(from_type), &to = format_of(to_type);
+  if (n_cols <= 0 || n_cols % from.block_size || n_cols % to.block_size)
+    throw ArgumentError("[convert] columns, expected whole blocks of both formats, got " + std::to_string(n_cols));
+  const size_t source_row = size_t(n_cols / from.block_size * from.type_size);
+  const size_t target_row = size_t(n_cols / to.block_size * to.type_size);
+  const size_t rows = source.size() / source_row;
+  if (source.size() != rows * source_row || target.size() != rows * target_row)
+    throw ArgumentError("[convert] bytes, expected whole rows, as many in source and target");
+  if (importance && int64_t(importance->size()) != n_cols)
+    throw ArgumentError("[convert] importance, expected " + std::to_string(n_cols) + " numbers");
+  formats::Converted result;
+  {
+    const nb::gil_scoped_release release;
+    result =
+        formats::convert_rows(from, source.data(), to,
+                              importance ? std::span(importance->data(), importance->size()) : std::span<const float>(),
+                              int64_t(rows), n_cols, target.data());
+  }
+  return nb::make_tuple(result.refused, result.overflowed);
+}
+
 }  // namespace
 
 void bind_formats(nb::module_& m) {
@@ -75,6 +104,14 @@ void bind_formats(nb::module_& m) {
   m.def("quantize_rows", &quantize_rows, nb::arg("x"), nb::arg("type"), nb::arg("importance").none(),
         nb::arg("blocks"));
   m.def("dequantize_rows", &dequantize_rows, nb::arg("blocks"), nb::arg("type"), nb::arg("y"));
+  m.def("convert_rows", &convert_rows, nb::arg("source"), nb::arg("from_type"), nb::arg("to_type"), nb::arg("n_cols"),
+        nb::arg("importance").none(), nb::arg("target"),
+        nb::sig("def convert_rows(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', "
+                "device='cpu', writable=False)], from_type: str, to_type: str, n_cols: int, importance: "
+                "Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | "
+                "None, target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> "
+                "tuple[int, int]"),
+        "Rows through float32. Returns (first value that to_type cannot hold or -1, finite values become infinite).");
 }
 
 }  // namespace gristmill::bindings

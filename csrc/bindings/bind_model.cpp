@@ -23,6 +23,7 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using Residuals = nb::ndarray<nb::numpy, float, nb::ndim<3>>;
 
 std::map<std::string, models::Value> to_metadata(const nb::dict& dict) {
   std::map<std::string, models::Value> values;
@@ -53,12 +54,21 @@ KvType to_kv_type(const std::string& name) {
   throw ArgumentError("[kv cache] type, expected f32, f16 or q8_0, got " + name);
 }
 
+// Memory of its own for an array that goes to Python.
+nb::capsule allocate_floats(size_t n, const char* what, float*& data) {
+  data = new (std::nothrow) float[n];
+  if (!data) throw DeviceError("[memory] " + std::to_string(n * 4) + " bytes for " + what + " could not be allocated");
+  return nb::capsule(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+}
+
 Logits make_logits(size_t rows, size_t n_vocab, float*& data) {
-  data = new (std::nothrow) float[rows * n_vocab];
-  if (!data)
-    throw DeviceError("[memory] " + std::to_string(rows * n_vocab * 4) + " bytes for logits could not be allocated");
-  const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  const nb::capsule owner = allocate_floats(rows * n_vocab, "logits", data);
   return Logits(data, {rows, n_vocab}, owner);
+}
+
+Residuals make_residuals(size_t n_streams, size_t n_tokens, size_t n_embd, float*& data) {
+  const nb::capsule owner = allocate_floats(n_streams * n_tokens * n_embd, "residuals", data);
+  return Residuals(data, {n_streams, n_tokens, n_embd}, owner);
 }
 
 std::span<const int32_t> span_of(const Tokens& tokens) { return {tokens.data(), tokens.size()}; }
@@ -163,7 +173,23 @@ void bind_model(nb::module_& m) {
             return logits;
           },
           "tokens"_a, "logits_of"_a = "last",
-          "Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].");
+          "Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].")
+      .def(
+          "residuals",
+          [](SessionHandle& s, const Tokens& tokens) {
+            const auto& h = s.engine->hyperparameters();
+            float* data = nullptr;
+            Residuals residuals = make_residuals(size_t(h.n_layer) + 1, tokens.size(), size_t(h.n_embd), data);
+            {
+              const nb::gil_scoped_release release;
+              s.engine->forward(*s.cache, span_of(tokens), LogitsOf::kNone, nullptr,
+                                check_signals_if_long(tokens.size()), data);
+            }
+            return residuals;
+          },
+          "tokens"_a,
+          "Appends tokens; the residual stream before each layer and after the last, float32 "
+          "[n_layer + 1, len(tokens), n_embd].");
   m.def(
       "decode",
       [](const std::vector<SessionHandle*>& sessions, const Tokens& tokens) {

@@ -146,6 +146,11 @@ void Blocks::feed_forward(const Batch& batch, int layer) {
   backend_.add(x_.get(), projected_.get(), size_t(n) * size_t(h_.n_embd));
 }
 
+void Blocks::copy_residual(const Batch& batch, int layer) {
+  const size_t n = size_t(batch.n_rows()) * size_t(h_.n_embd);
+  backend_.download(x_.get(), n, batch.residuals + size_t(layer) * n);
+}
+
 void Blocks::head(const Batch& batch, float* logits) {
   if (!head_rows_) head_rows_ = backend_.allocate(size_t(kHeadRows) * size_t(h_.n_embd));
   if (!head_logits_ && !backend_.writes_host())

@@ -20,9 +20,11 @@ class DenseDecoder final : public Model {
     blocks_.embed(batch);
     for (int layer = 0; layer < h_.n_layer; ++layer) {
       if (between_layers) between_layers();
+      if (batch.residuals) blocks_.copy_residual(batch, layer);
       blocks_.attention(batch, layer);
       blocks_.feed_forward(batch, layer);
     }
+    if (batch.residuals) blocks_.copy_residual(batch, h_.n_layer);
     blocks_.head(batch, logits);
   }
 

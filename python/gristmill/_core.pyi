@@ -16,6 +16,11 @@ def quantize_rows(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), 
 
 def dequantize_rows(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
 
+def convert_rows(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], from_type: str, to_type: str, n_cols: int, importance: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> tuple[int, int]:
+    """
+    Rows through float32. Returns (first value that to_type cannot hold or -1, finite values become infinite).
+    """
+
 def matmul(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], isa: str = '', mode: str = 'auto') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m]."""
 
@@ -137,6 +142,11 @@ class Session:
     def forward(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], logits_of: str = 'last') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
         """
         Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].
+        """
+
+    def residuals(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None))]:
+        """
+        Appends tokens; the residual stream before each layer and after the last, float32 [n_layer + 1, len(tokens), n_embd].
         """
 
 def decode(sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:

@@ -111,10 +111,11 @@ def row(result: BenchResult) -> tuple[str, ...]:
 def limit_lines(results: Sequence[BenchResult]) -> list[str]:
     """The limits, a line for each instruction set and number of threads."""
     limits = dict.fromkeys(result.limits for result in results)
-    return [f"limits of {_limits(each)}" for each in limits]
+    return [f"limits of {limits_line(each)}" for each in limits]
 
 
-def _limits(limits: Limits) -> str:
+def limits_line(limits: Limits) -> str:
+    """The limits of some threads in words."""
     threads = "1 thread" if limits.n_threads == 1 else f"{limits.n_threads} threads"
     text = f"{threads}, {limits.isa}: read {limits.read_gb_s:.1f} GB/s, int8 {limits.int8_gop_s:.0f} GOP/s"
     text += f", float32 {limits.float32_gop_s:.0f} GOP/s"

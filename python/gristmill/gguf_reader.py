@@ -230,6 +230,21 @@ def decode_value(data: bytes, pos: int, type_id: int) -> tuple[object, int]:
     return list(struct.unpack_from(f"<{count}{kind.code}", data, pos)), pos + count * kind.size
 
 
+def value_end(data: bytes, pos: int, type_id: int) -> int:
+    """The position behind the value at ``pos`` of a header that skip_value() has passed."""
+    if type_id == STRING:
+        return pos + 8 + int(_U64.unpack_from(data, pos)[0])
+    if type_id != ARRAY:
+        return pos + VALUE_TYPES[type_id].size
+    element, count = array_type(data, pos)
+    pos += _ARRAY_HEAD.size
+    if VALUE_TYPES[element].size:
+        return pos + count * VALUE_TYPES[element].size
+    for _ in range(count):
+        pos = value_end(data, pos, element)
+    return pos
+
+
 def _decode_strings(data: bytes, pos: int, count: int) -> tuple[list[str], int]:
     unpack = _U64.unpack_from
     strings: list[str] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, cast, overload
 
 from gristmill.errors import ArgumentError, GGUFError, GristmillWarning
-from gristmill.gguf_reader import array_type, decode_value
+from gristmill.gguf_reader import array_type, decode_value, value_end
 from gristmill.gguf_types import ARRAY, VALUE_TYPES, ValueType
 from gristmill.messages import file_error, printable, quoted
 from gristmill.overrides import (
@@ -105,6 +105,16 @@ class Metadata(Mapping[str, Value]):
         if pos is None or self._type_id(pos) != ARRAY:
             return None
         return array_type(self._data, pos + 4)[1]
+
+    @property
+    def file_keys(self) -> tuple[str, ...]:
+        """The keys of the file in its order, without overrides."""
+        return tuple(self._entries)
+
+    def raw_value(self, key: str) -> bytes:
+        """The bytes of a value of the file: its type's number, then itself. KeyError where it is missing."""
+        pos = self._entries[key]
+        return bytes(self._data[pos : value_end(self._data, pos + 4, self._type_id(pos))])
 
     def scalars(self) -> dict[str, Scalar]:
         """Everything that is not an array, decoded. Bytes that are not UTF-8 become U+FFFD here."""

@@ -15,6 +15,7 @@
 #include "cpu/cpu_kv_cache.h"
 #include "cpu/dispatch.h"
 #include "cpu/kv_layout.h"
+#include "guarded_buffer.h"
 #include "tiny_model.h"
 
 namespace gristmill {
@@ -366,6 +367,27 @@ void odd_contexts() {
 }
 
 // The file loses its end between two passes: an error, and other models of the process go on.
+// Residual streams fill what is given to the float and change nothing else.
+void residual_streams() {
+  const TinyModel model = make_tiny({}, TypeId::Q4_K);
+  const MemoryFile file;
+  CHECK(file.write(model.bytes));
+  Engine engine(models::ModelSource({file.path()}, model.tensors, model.metadata), kScalar);
+  const size_t n_embd = size_t(engine.hyperparameters().n_embd), n_layer = size_t(engine.hyperparameters().n_layer);
+  const size_t n_vocab = size_t(engine.hyperparameters().n_vocab), stream = kTokens.size() * n_embd;
+  const test::Guarded<float> residuals((n_layer + 1) * stream);
+  std::fill_n(residuals.data(), residuals.size(), std::numeric_limits<float>::quiet_NaN());
+  std::vector<float> plain(n_vocab), watched(n_vocab);
+  engine.forward(*engine.make_cache(), kTokens, LogitsOf::kLast, plain.data());
+  engine.forward(*engine.make_cache(), kTokens, LogitsOf::kLast, watched.data(), {}, residuals.data());
+  CHECK(plain == watched, "logits differ");
+  CHECK(std::all_of(residuals.data(), residuals.data() + residuals.size(), [](float v) { return std::isfinite(v); }));
+  for (size_t layer = 0; layer < n_layer; ++layer) {
+    const float* before = residuals.data() + layer * stream;
+    CHECK(!std::equal(before, before + stream, before + stream), "layer %zu adds nothing", layer);
+  }
+}
+
 void cut_file() {
   const TinyModel tiny = make_tiny({}, TypeId::Q8_0);
   for (const int n_threads : {1, 4}) {
@@ -398,6 +420,7 @@ int main() {
   hostile_calls();
   errors_append_nothing();
   odd_contexts();
+  residual_streams();
   cut_file();
   return test::failures("test_engine");
 }

@@ -51,6 +51,9 @@ PROMISES = {
             "test_cli_run.py::test_errors_are_one_line",
             "test_cli_run.py::test_a_warning_is_one_line",
             "test_cli_parser.py::test_refused",
+            "test_lab_perplexity.py::test_refused_in_one_line",
+            "test_lab_compare.py::test_refused_in_one_line",
+            "test_lab_analyze.py::test_refused_in_one_line",
         ),
     ),
     3: Promise(

@@ -25,6 +25,10 @@ COMMANDS: dict[str, str] = {
     "info": "show what a GGUF file holds and the memory it needs",
     "tokenize": "print the token ids of a text",
     "bench": "measure how fast a model runs",
+    "perplexity": "measure how well a model predicts a text",
+    "compare": "measure what formats of a model cost in size, speed and truth",
+    "analyze": "show where a quantized file differs from its base",
+    "quantize": "write a GGUF file in another format",
     "pull": "fetch a model into the cache",
 }
 """Every command with its line in ``--help``. The file ``<command>.py`` beside this one implements it."""

@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = add_command(
         subparsers,
         "bench",
-        usage="gristmill bench -m FILE [-m FILE ...] [flags]",
+        usage="gristmill bench -m FILE [-m FILE ...] [flags]\n       gristmill bench --kernels [flags]",
         description="Measures prefill (pp) and decoding (tg) in tokens a second, and the share of what the\n"
         "machine can do, measured in the same run: reading memory, or multiply-adds. Where a flag\n"
         "takes LIST, numbers are separated by commas, and each is measured.",
@@ -71,6 +71,19 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument(flag, long, choices=CACHE_TYPES, default="f16", help=f"type of cached {of} (f16)")
     add_precise_flag(parser)
     add_override_flags(parser)
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="measure each format's kernels alone, without a model: unpacking, and products of one "
+        "token and of --n-prompt tokens",
+    )
+    parser.add_argument(
+        "--formats",
+        type=lambda text: text.split(","),
+        default=None,
+        metavar="LIST",
+        help="of --kernels (all)",
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON, the machine described with it")
     shape.add_argument("--csv", action="store_true", help="print CSV")
@@ -94,6 +107,10 @@ def _list(low: int, high: int | None = None) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and returns the exit status; an error or Ctrl-C loses nothing that was measured."""
     path, shape = _output(args)
+    if args.kernels:
+        return _run_kernels(args, path, shape)
+    if args.formats is not None:
+        raise UsageError("--formats says which formats --kernels measures")
     from gristmill.bench import at_best_limits
     from gristmill.bench_report import as_csv, as_json, as_markdown, print_table
     from gristmill.bench_work import plan
@@ -117,6 +134,44 @@ def run(args: argparse.Namespace) -> int:
                 print_table(results)
             else:
                 sys.stdout.write(as_markdown(results))
+            sys.stdout.flush()
+    return 0
+
+
+def _run_kernels(args: argparse.Namespace, path: Path | None, shape: str) -> int:
+    """``--kernels``: what was measured until an error or Ctrl-C is printed all the same."""
+    from gristmill.bench_kernels import (
+        KernelResult,
+        as_csv,
+        as_json,
+        as_markdown,
+        at_best_limits,
+        bench_kernels,
+    )
+
+    if args.model:
+        raise UsageError("--model has no effect with --kernels, which measures without a model")
+    results: list[KernelResult] = []
+    threads = args.threads or [None]
+    try:
+        with _bar(quiet=args.quiet) as show:
+            for i, n_threads in enumerate(threads):
+
+                def progress(what: str, done: int, total: int, i: int = i) -> None:
+                    if show is not None:
+                        show(what, i * total + done, len(threads) * total)
+
+                for result in bench_kernels(
+                    args.formats or (), n_threads=n_threads, n_prompt=max(args.n_prompt), progress=progress
+                ):
+                    results.append(result)
+    finally:
+        if results:
+            results = at_best_limits(results)
+            text = {"json": as_json, "csv": as_csv, "markdown": as_markdown}[shape](results)
+            if path is not None:
+                path.write_text(text, encoding="utf-8")
+            sys.stdout.write(as_markdown(results) if path is not None else text)
             sys.stdout.flush()
     return 0
 

@@ -1,0 +1,68 @@
+#include "formats/convert.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <vector>
+
+namespace gristmill::formats {
+namespace {
+
+// Rows are taken together up to this many values: enough for searches that work on many blocks at once, and few
+// enough to stay in the second-level cache.
+constexpr int64_t kSlabValues = 1 << 14;
+
+constexpr uint32_t kInfinity = 0x7f800000;
+
+// The largest bits of any magnitude: above kInfinity where there is a NaN, and kInfinity where that is the worst.
+uint32_t worst_magnitude(const float* x, int64_t n) {
+  uint32_t worst = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    bits &= 0x7fffffff;
+    worst = bits > worst ? bits : worst;
+  }
+  return worst;
+}
+
+int64_t first_at_least(const float* x, int64_t n, uint32_t least) {
+  return std::find_if(x, x + n, [=](float v) { return (std::bit_cast<uint32_t>(v) & 0x7fffffff) >= least; }) - x;
+}
+
+int64_t count_infinite(const float* x, int64_t n) {
+  return std::count_if(x, x + n, [](float v) { return (std::bit_cast<uint32_t>(v) & 0x7fffffff) == kInfinity; });
+}
+
+}  // namespace
+
+Converted convert_rows(const FormatInfo& from, const void* source, const FormatInfo& to,
+                       std::span<const float> importance, int64_t rows, int64_t n_cols, void* target) {
+  const int64_t source_bytes = n_cols / from.block_size * from.type_size;
+  const int64_t target_bytes = n_cols / to.block_size * to.type_size;
+  const int64_t step = std::clamp<int64_t>(kSlabValues / std::max<int64_t>(1, n_cols), 1, std::max<int64_t>(1, rows));
+  std::vector<float> values(size_t(step * n_cols)), again, shares;
+  if (to.kind == Kind::kAffine && !importance.empty())
+    for (int64_t i = 0; i < step; ++i) shares.insert(shares.end(), importance.begin(), importance.end());
+  Converted result;
+  for (int64_t row = 0; row < rows; row += step) {
+    const int64_t n = std::min(step, rows - row) * n_cols;
+    std::byte* out = static_cast<std::byte*>(target) + row * target_bytes;
+    from.to_float(static_cast<const std::byte*>(source) + row * source_bytes, values.data(), n);
+    const uint32_t limit = to.kind == Kind::kAffine ? kInfinity : kInfinity + 1;
+    if (worst_magnitude(values.data(), n) >= limit) {
+      result.refused = row * n_cols + first_at_least(values.data(), n, limit);
+      return result;
+    }
+    to.from_float(values.data(), shares.empty() ? nullptr : shares.data(), out, n);
+    if (to.kind == Kind::kFloat && to.type_size < 4) {
+      again.resize(size_t(n));
+      to.to_float(out, again.data(), n);
+      if (worst_magnitude(again.data(), n) == kInfinity)
+        result.overflowed += count_infinite(again.data(), n) - count_infinite(values.data(), n);
+    }
+  }
+  return result;
+}
+
+}  // namespace gristmill::formats
