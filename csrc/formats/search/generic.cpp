@@ -1,0 +1,12 @@
+#include "formats/search/lanes_generic.h"
+//
+#include "formats/search/table.h"
+
+namespace gristmill::formats {
+
+extern const Search kGenericSearch;
+const Search kGenericSearch = make_table("generic", [](const uint16_t* h, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = half_to_float(h[i]);
+});
+
+}  // namespace gristmill::formats
