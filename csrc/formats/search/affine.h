@@ -28,78 +28,110 @@ inline F round_to(const AffineGroups& g, F x, F inverse, F min) {
   return nearest_each((x - min) * inverse, all(0.0f), g.max_q);
 }
 
-inline F error_of(const AffineGroups& g, Line line) {
-  const F inverse = reciprocal_each(line.scale);
-  F error = all(0.0f);
-  for (int i = 0; i < g.n; ++i) {
-    const F x = load(g.x + kGroups * i);
-    const F miss = round_to(g, x, inverse, line.min) * line.scale + line.min - x;
-    error += load(g.share + kGroups * i) * miss * miss;
+// The errors of kLines lines at once: one alone would wait for the latency of its sums.
+template <int kLines>
+inline void errors_of(const AffineGroups& g, const Line (&lines)[kLines], F (&errors)[kLines]) {
+  F inverse[kLines];
+  for (int k = 0; k < kLines; ++k) {
+    inverse[k] = reciprocal_each(lines[k].scale);
+    errors[k] = all(0.0f);
   }
-  return error;
+  for (int i = 0; i < g.n; ++i) {
+    const F x = load(g.x + kGroups * i), share = load(g.share + kGroups * i);
+    for (int k = 0; k < kLines; ++k) {
+      const F miss = round_to(g, x, inverse[k], lines[k].min) * lines[k].scale + lines[k].min - x;
+      errors[k] += share * miss * miss;
+    }
+  }
 }
 
-// What least squares needs of a group at the levels that `rounding` gives: sums of share times 1, x, q, q^2, q x.
+// What least squares needs of a group: sums of share times 1, x, q, q^2, q x. The first two know no levels.
+struct Totals {
+  F w, x;
+};
 struct Sums {
-  F w, x, q, qq, qx;
+  F q, qq, qx;
 };
 
-// The sums that no rounding changes, w and x, are the caller's.
-inline Sums sums(const AffineGroups& g, Line rounding, F w, F wx) {
-  const F inverse = reciprocal_each(rounding.scale);
-  F wq = all(0.0f), wqq = all(0.0f), wqx = all(0.0f);
+inline Totals totals(const AffineGroups& g) {
+  Totals t = {all(0.0f), all(0.0f)};
   for (int i = 0; i < g.n; ++i) {
-    const F x = load(g.x + kGroups * i), q = round_to(g, x, inverse, rounding.min);
-    const F weighted = load(g.share + kGroups * i) * q;
-    wq += weighted;
-    wqq += weighted * q;
-    wqx += weighted * x;
+    const F share = load(g.share + kGroups * i);
+    t.w += share;
+    t.x += share * load(g.x + kGroups * i);
   }
-  return {w, wx, wq, wqq, wqx};
+  return t;
+}
+
+// The sums at the levels (x - min) * inverse.
+template <int kLines>
+inline void sums_at(const AffineGroups& g, const F (&inverse)[kLines], const F (&min)[kLines], Sums (&sums)[kLines]) {
+  for (int k = 0; k < kLines; ++k) sums[k] = {all(0.0f), all(0.0f), all(0.0f)};
+  for (int i = 0; i < g.n; ++i) {
+    const F x = load(g.x + kGroups * i), share = load(g.share + kGroups * i);
+    for (int k = 0; k < kLines; ++k) {
+      const F q = round_to(g, x, inverse[k], min[k]), weighted = share * q;
+      sums[k].q += weighted;
+      sums[k].qq += weighted * q;
+      sums[k].qx += weighted * x;
+    }
+  }
 }
 
 // The best line for the levels that `rounding` gives. K formats subtract their minimum, so it cannot be positive there.
-inline Line solve(const Sums& s, Line rounding, bool allow_positive_min) {
-  const F zero = all(0.0f), determinant = s.w * s.qq - s.q * s.q;
-  Line line = {(s.w * s.qx - s.x * s.q) / determinant, (s.qq * s.x - s.q * s.qx) / determinant};
-  line = select(less(zero, line.scale), line, rounding);
-  if (!allow_positive_min) {
-    const F min = (s.qq * s.x - s.q * s.qx) / determinant;
-    line = select(less(zero, min), Line{max_each(s.qx / s.qq, zero), zero}, line);
-  }
-  return select(less(zero, determinant), line, rounding);
-}
-
-inline void totals(const AffineGroups& g, F& w, F& wx) {
-  w = wx = all(0.0f);
-  for (int i = 0; i < g.n; ++i) {
-    const F share = load(g.share + kGroups * i);
-    w += share;
-    wx += share * load(g.x + kGroups * i);
-  }
+// Where there is none: `otherwise`.
+inline Line solve(const Totals& t, const Sums& s, Line otherwise, bool allow_positive_min) {
+  const F zero = all(0.0f), determinant = t.w * s.qq - s.q * s.q, inverse = 1.0f / determinant;
+  const F scale = (t.w * s.qx - t.x * s.q) * inverse, min = (s.qq * t.x - s.q * s.qx) * inverse;
+  Line line = select(less(zero, scale), Line{scale, min}, otherwise);
+  if (!allow_positive_min) line = select(less(zero, min), Line{max_each(s.qx / s.qq, zero), zero}, line);
+  return select(less(zero, determinant), line, otherwise);
 }
 
 inline Line fit(const AffineGroups& g, bool allow_positive_min) {
-  F low = load(g.x), high = low, w, wx;
+  F low = load(g.x), high = low;
   for (int i = 1; i < g.n; ++i) {
     low = min_each(load(g.x + kGroups * i), low);
     high = max_each(load(g.x + kGroups * i), high);
   }
   if (!allow_positive_min) low = min_each(low, all(0.0f));
-  totals(g, w, wx);
-  Line best = {(high - low) / g.max_q, low};
-  F least = error_of(g, best);
-  const auto consider = [&](Line rounding) {
-    const Line line = solve(sums(g, rounding, w, wx), rounding, allow_positive_min);
-    const F error = error_of(g, line);
-    const M better = less(error, least);
-    least = select(better, error, least);
-    best = select(better, line, best);
+  const Totals t = totals(g);
+  const F range = high - low, inverse_range = reciprocal_each(range);
+  Line best[1] = {{range / g.max_q, low}};
+  F least[1];
+  errors_of(g, best, least);
+  const auto consider = [&]<int kLines>(const F(&inverse)[kLines], const F(&min)[kLines],
+                                        const Line(&roundings)[kLines]) {
+    Sums sums[kLines];
+    Line lines[kLines];
+    F errors[kLines];
+    sums_at(g, inverse, min, sums);
+    for (int k = 0; k < kLines; ++k) lines[k] = solve(t, sums[k], roundings[k], allow_positive_min);
+    errors_of(g, lines, errors);
+    for (int k = 0; k < kLines; ++k) {
+      const M better = less(errors[k], least[0]);
+      least[0] = select(better, errors[k], least[0]);
+      best[0] = select(better, lines[k], best[0]);
+    }
   };
   // Grids from one step coarser than min..max to one step finer, which cuts off the extremes.
-  for (int step = -10; step <= 10; ++step) consider({(high - low) / (g.max_q + 0.1f * float(step)), low});
-  for (int i = 0; i < 2; ++i) consider(best);
-  return select(less(low, high), best, Line{all(0.0f), low});
+  for (int step = -10; step <= 10; step += 3) {
+    F inverse[3];
+    const F min[3] = {low, low, low};
+    Line roundings[3];
+    for (int k = 0; k < 3; ++k) {
+      const F levels = g.max_q + 0.1f * float(step + k);
+      inverse[k] = levels * inverse_range;
+      roundings[k] = {range / levels, low};
+    }
+    consider(inverse, min, roundings);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const F inverse[1] = {reciprocal_each(best[0].scale)}, min[1] = {best[0].min};
+    const Line roundings[1] = {best[0]};
+    consider(inverse, min, roundings);
+  }
+  return select(less(low, high), best[0], Line{all(0.0f), low});
 }
 
 // Codes of every group for the block's d and dmin in its lanes, and the sums at the levels that they give.
@@ -117,28 +149,34 @@ inline void choose_codes(const Batch& batch, AffineSpec spec, const float* scale
     const F near_scale = nearest_each(load(scales + v) * reciprocal_each(step), zero, top);
     const F near_min = nearest_each(-load(mins + v) * reciprocal_each(min_step), zero, top);
     F least = all(__builtin_inff()), scale = near_scale, min = near_min;
-    for (int ds = -1; ds <= 1; ++ds)
-      for (int dm = -1; dm <= 1; ++dm) {
-        const F s = near_scale + float(ds), m = near_min + float(dm);
-        const F error = error_of(g, {step * s, -(min_step * m)});
+    for (int ds = -1; ds <= 1; ++ds) {
+      const F s = near_scale + float(ds);
+      Line lines[3];
+      F errors[3];
+      for (int k = 0; k < 3; ++k) lines[k] = {step * s, -(min_step * (near_min + float(k - 1)))};
+      errors_of(g, lines, errors);
+      for (int k = 0; k < 3; ++k) {
+        const F m = near_min + float(k - 1);
         const M inside =
             both(both(less(all(-0.5f), s), less(s, top + 0.5f)), both(less(all(-0.5f), m), less(m, top + 0.5f)));
-        const M better = both(inside, less(error, least));
-        least = select(better, error, least);
+        const M better = both(inside, less(errors[k], least));
+        least = select(better, errors[k], least);
         scale = select(better, s, scale);
         min = select(better, m, min);
       }
-    F w, wx;
-    totals(g, w, wx);
-    const Sums at = sums(g, {step * scale, -(min_step * min)}, w, wx);
+    }
+    const Totals t = totals(g);
+    const F inverse[1] = {reciprocal_each(step * scale)}, mins_at[1] = {-(min_step * min)};
+    Sums at[1];
+    sums_at(g, inverse, mins_at, at);
     store(codes.scale + v, scale);
     store(codes.min + v, min);
     store(codes.error + v, least);
-    store(codes.w + v, at.w);
-    store(codes.x + v, at.x);
-    store(codes.q + v, at.q);
-    store(codes.qq + v, at.qq);
-    store(codes.qx + v, at.qx);
+    store(codes.w + v, t.w);
+    store(codes.x + v, t.x);
+    store(codes.q + v, at[0].q);
+    store(codes.qq + v, at[0].qq);
+    store(codes.qx + v, at[0].qx);
   }
 }
 

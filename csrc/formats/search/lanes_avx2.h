@@ -13,10 +13,13 @@ constexpr int kLanes = 8;
 typedef float F __attribute__((vector_size(32)));
 typedef int32_t M __attribute__((vector_size(32)));
 
+using I = M;
+
 inline F load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, F v) { _mm256_storeu_ps(p, v); }
 inline F all(float v) { return _mm256_set1_ps(v); }
 inline M less(F a, F b) { return M(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+inline M at_least(F a, F b) { return M(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
 inline M both(M a, M b) { return a & b; }
 inline F select(M m, F a, F b) { return _mm256_blendv_ps(b, a, __m256(m)); }
 inline F min_each(F a, F b) { return _mm256_min_ps(a, b); }
@@ -39,6 +42,14 @@ inline void store_bytes(uint8_t* p, F v) {
   const __m256i bytes = _mm256_shuffle_epi8(_mm256_cvttps_epi32(v), low);
   const int32_t halves[2] = {_mm256_cvtsi256_si32(bytes), _mm_cvtsi128_si32(_mm256_extracti128_si256(bytes, 1))};
   std::memcpy(p, halves, sizeof halves);
+}
+
+inline I add_where(M m, I v, int n) { return v + (m & (n - I{})); }
+inline F to_float(I v) { return _mm256_cvtepi32_ps(__m256i(v)); }
+inline F pick(const float* table, I v) {
+  const F low = _mm256_permutevar8x32_ps(load(table), __m256i(v));
+  const F high = _mm256_permutevar8x32_ps(load(table + 8), __m256i(v));
+  return _mm256_blendv_ps(low, high, __m256(v << 28));  // bit 3, as the sign
 }
 
 }  // namespace

@@ -20,27 +20,31 @@ struct Integers {
   F index(F v) const { return round(v) + zero; }
 };
 
+struct Iq4Tables {
+  float level[16];
+  float bound[16 + 8] = {};  // halfway between a level and the next; pick() reads sixteen from any of the first eight
+};
+constexpr Iq4Tables make_iq4_tables() {
+  Iq4Tables t = {};
+  for (int k = 0; k < 16; ++k) t.level[k] = float(iq4_level(k));
+  for (int k = 0; k < 15; ++k) t.bound[k] = (t.level[k] + t.level[k + 1]) * 0.5f;
+  return t;
+}
+constexpr Iq4Tables kIq4 = make_iq4_tables();
+
 struct Iq4Levels {
   float lowest() const { return -127.0f; }
   float trial_step() const { return 1.0f; }
-  // Climbs the staircase of levels: one compare and one masked add for each of its steps.
-  F round(F v) const {
-    F level = all(-127.0f);
-    for (int k = 0; k < 15; ++k) {
-      const float from = float(iq4_level(k)), to = float(iq4_level(k + 1));
-      level = add_where(less(v, all((from + to) * 0.5f)), level, to - from);
-    }
-    return level;
-  }
-  F index(F v) const {
-    F index = all(0.0f);
-    for (int k = 0; k < 15; ++k)
-      index = add_where(less(v, all(float(iq4_level(k) + iq4_level(k + 1)) * 0.5f)), index, 1.0f);
-    return index;
-  }
+  F round(F v) const { return pick(kIq4.level, find(v)); }
+  F index(F v) const { return to_float(find(v)); }
 
  private:
-  static F add_where(M below, F v, float step) { return select(below, v, v + step); }
+  // Four halvings: the index is the number of bounds that v reaches.
+  static I find(F v) {
+    I index = {};
+    for (const int step : {8, 4, 2, 1}) index = add_where(at_least(v, pick(kIq4.bound + step - 1, index)), index, step);
+    return index;
+  }
 };
 
 // kLanes groups of a batch: weight i of each at x + kGroups * i.
@@ -53,31 +57,40 @@ struct SymmetricGroups {
 // Least squares at the levels that x * inverse rounds to: sums of share * x * level and share * level^2.
 struct Moments {
   F xl, ll;
-  F scale() const { return xl / ll; }
-  F explained() const { return select(less(all(0.0f), ll), xl * xl / ll, all(0.0f)); }  // of the sum of share * x^2
+  // Explains scale() * xl of the sum of share * x^2; 0 where all levels are.
+  F scale() const { return select(less(all(0.0f), ll), xl / ll, all(0.0f)); }
 };
 
-template <class Codebook>
-inline Moments moments(const SymmetricGroups& g, F inverse, const Codebook& codebook) {
-  F xl = all(0.0f), ll = all(0.0f);
+// At kScales scales at once: one alone would wait for the latency of its sums.
+template <int kScales, class Codebook>
+inline void moments_at(const SymmetricGroups& g, const F (&inverse)[kScales], const Codebook& codebook,
+                       Moments (&moments)[kScales]) {
+  for (int k = 0; k < kScales; ++k) moments[k] = {all(0.0f), all(0.0f)};
   for (int i = 0; i < g.n; ++i) {
-    const F x = load(g.x + kGroups * i), level = codebook.round(x * inverse);
-    const F weighted = load(g.share + kGroups * i) * level;
-    xl += weighted * x;
-    ll += weighted * level;
+    const F x = load(g.x + kGroups * i), share = load(g.share + kGroups * i);
+    for (int k = 0; k < kScales; ++k) {
+      const F level = codebook.round(x * inverse[k]), weighted = share * level;
+      moments[k].xl += weighted * x;
+      moments[k].ll += weighted * level;
+    }
   }
-  return {xl, ll};
 }
 
-template <class Codebook>
-inline F error_of(const SymmetricGroups& g, F scale, const Codebook& codebook) {
-  const F inverse = reciprocal_each(scale);
-  F error = all(0.0f);
-  for (int i = 0; i < g.n; ++i) {
-    const F x = load(g.x + kGroups * i), miss = codebook.round(x * inverse) * scale - x;
-    error += load(g.share + kGroups * i) * miss * miss;
+template <int kScales, class Codebook>
+inline void errors_of(const SymmetricGroups& g, const F (&scales)[kScales], const Codebook& codebook,
+                      F (&errors)[kScales]) {
+  F inverse[kScales];
+  for (int k = 0; k < kScales; ++k) {
+    inverse[k] = reciprocal_each(scales[k]);
+    errors[k] = all(0.0f);
   }
-  return error;
+  for (int i = 0; i < g.n; ++i) {
+    const F x = load(g.x + kGroups * i), share = load(g.share + kGroups * i);
+    for (int k = 0; k < kScales; ++k) {
+      const F miss = codebook.round(x * inverse[k]) * scales[k] - x;
+      errors[k] += share * miss * miss;
+    }
+  }
 }
 
 // The number of largest magnitude, with its sign; the first of several.
@@ -95,18 +108,34 @@ inline F fit(const SymmetricGroups& g, const Codebook& codebook) {
     const F x = load(g.x + kGroups * i);
     peak = select(less(abs_each(peak), abs_each(x)), x, peak);
   }
+  const F inverse_peak = reciprocal_each(peak);
   F best = peak / codebook.lowest(), most = all(0.0f);
-  const auto consider = [&](F inverse) {
-    const Moments m = moments(g, inverse, codebook);
-    const F explained = m.explained();
-    const M better = less(most, explained);
-    most = select(better, explained, most);
-    best = select(better, m.scale(), best);
+  const auto consider = [&]<int kScales>(const F(&inverse)[kScales]) {
+    Moments moments[kScales];
+    moments_at(g, inverse, codebook, moments);
+    for (int k = 0; k < kScales; ++k) {
+      const F scale = moments[k].scale(), explained = scale * moments[k].xl;
+      const M better = less(most, explained);
+      most = select(better, explained, most);
+      best = select(better, scale, best);
+    }
   };
-  for (int step = -9; step <= 9; ++step) consider((codebook.lowest() + float(step) * codebook.trial_step()) / peak);
-  // The extreme may matter little: then the other sign can suit the rest better.
-  for (int step = -8; step <= 8; step += 2) consider((float(step) * codebook.trial_step() - codebook.lowest()) / peak);
-  for (int i = 0; i < 2; ++i) consider(reciprocal_each(best));
+  // Steps of the first four lines: the extreme's own sign. It may matter little, and then the other sign can suit the
+  // rest better.
+  constexpr int kSteps[6][4] = {{-9, -8, -7, -6}, {-5, -4, -3, -2}, {-1, 0, 1, 2},
+                                {3, 4, 5, 6},     {7, 8, 9, 9},     {-8, -4, 0, 4}};
+  for (int row = 0; row < 6; ++row) {
+    F inverse[4];
+    for (int k = 0; k < 4; ++k) {
+      const float step = float(kSteps[row][k]) * codebook.trial_step();
+      inverse[k] = (row < 5 ? step + codebook.lowest() : step - codebook.lowest()) * inverse_peak;
+    }
+    consider(inverse);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const F inverse[1] = {reciprocal_each(best)};
+    consider(inverse);
+  }
   return select(less(all(0x1p-40f), abs_each(peak)), best, all(0.0f));
 }
 
@@ -154,17 +183,22 @@ inline void choose_codes(const Batch& batch, int max_code, const float* scales, 
     const SymmetricGroups g = {batch.x + v, batch.share + v, batch.size};
     const F step = load(d + v), near = nearest_each(load(scales + v) * reciprocal_each(step), low, high);
     F least = all(__builtin_inff()), code = near;
-    for (int k = -1; k <= 1; ++k) {
-      const F c = near + float(k), error = error_of(g, step * c, codebook);
-      const M inside = both(less(low - 0.5f, c), less(c, high + 0.5f)), better = both(inside, less(error, least));
-      least = select(better, error, least);
+    F steps[3], errors[3];
+    for (int k = 0; k < 3; ++k) steps[k] = step * (near + float(k - 1));
+    errors_of(g, steps, codebook, errors);
+    for (int k = 0; k < 3; ++k) {
+      const F c = near + float(k - 1);
+      const M inside = both(less(low - 0.5f, c), less(c, high + 0.5f)), better = both(inside, less(errors[k], least));
+      least = select(better, errors[k], least);
       code = select(better, c, code);
     }
-    const Moments m = moments(g, reciprocal_each(step * code), codebook);
+    Moments m[1];
+    const F inverse[1] = {reciprocal_each(step * code)};
+    moments_at(g, inverse, codebook, m);
     store(codes.scale + v, code);
     store(codes.error + v, least);
-    store(codes.xl + v, m.xl);
-    store(codes.ll + v, m.ll);
+    store(codes.xl + v, m[0].xl);
+    store(codes.ll + v, m[0].ll);
   }
 }
 
