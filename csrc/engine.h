@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "observing_backend.h"
 #include "models/model.h"
 
 namespace gristmill {
@@ -44,6 +46,11 @@ class Engine {
   void decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits);
   void truncate(KvCache& cache, int64_t n);
 
+  // From now on the squares of all inputs of matrices are summed.
+  void observe();
+  // What was summed since, by the names of tensors; empty without observe().
+  std::map<std::string, InputSquares> input_squares();
+
  private:
   void check_tokens(std::span<const int32_t> tokens) const;
   void check_finite(const Batch& batch, const float* logits) const;
@@ -51,6 +58,7 @@ class Engine {
 
   models::ModelSource source_;
   std::unique_ptr<Backend> backend_;
+  ObservingBackend* observer_ = nullptr;  // backend_, after observe()
   std::unique_ptr<models::Model> model_;
   std::string isa_;
   int64_t n_ctx_;

@@ -118,6 +118,14 @@ class Engine:
     @property
     def unused_tensors(self) -> list[str]: ...
 
+    def observe(self) -> None:
+        """From now on the squares of all inputs of matrices are summed."""
+
+    def input_squares(self) -> list[tuple[str, int, Annotated[NDArray[numpy.float32], dict(shape=(None, None))]]]:
+        """
+        (tensor, tokens, sums float32 [1, n_cols]) of every matrix since observe().
+        """
+
 def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str) -> Engine:
     """
     Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).

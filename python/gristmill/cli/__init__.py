@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "tokenize": "print the token ids of a text",
     "bench": "measure how fast a model runs",
     "quantize": "write a GGUF file in another format",
+    "imatrix": "measure which input channels of a model count, for quantize",
     "pull": "fetch a model into the cache",
 }
 """Every command with its line in ``--help``. The file ``<command>.py`` beside this one implements it."""

@@ -131,18 +131,26 @@ def _tell(report: QuantizeReport, *, dry_run: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(*, quiet: bool) -> Iterator[Progress | None]:
+def progress_bar(*, quiet: bool, unit: str = "bytes") -> Iterator[Progress | None]:
     """A progress bar on a terminal; elsewhere nothing, since a report follows."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("quantizing", total=None)
+        task = bar.add_task("reading", total=None)
 
         def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=escape(output.one_line(what)), completed=done, total=total)
