@@ -1,7 +1,7 @@
 """Measuring an importance matrix: a model reads a text, and the squares of every matrix's inputs are summed.
 
-The method is llama.cpp's (tools/imatrix): the text's tokens in chunks that do not overlap, each in a context of
-its own, with a BOS token in the place of a chunk's first where the model wants one.
+The method is llama.cpp's (tools/imatrix): the text's tokens in chunks that do not overlap, each in a context
+of its own, with a BOS token in the place of a chunk's first where the model wants one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def measure_imatrix(
     """Run ``text`` through a model and return what its matrices' input channels carry.
 
     Args:
-        model: a file, or a loaded model; one that was loaded is observed from now on, which costs it some speed.
+        model: a file, or a loaded model, which is observed from now on, at the cost of some speed.
         chunk_size: tokens of a chunk.
         n_chunks: stop after so many; default, all that the text gives.
         process_output: the output matrix too (also as the token embedding, where they are tied). llama.cpp
@@ -70,7 +70,8 @@ def chunks_of(model: Model, text: str, chunk_size: int) -> list[Sequence[int]]:
     ids = tokenizer.encode(text, add_special=True)
     if len(ids) < chunk_size:
         raise Error(
-            f"{printable(str(model.path))}: the text has {len(ids)} tokens, too few for a chunk of {chunk_size}"
+            f"the text has {len(ids)} tokens of {printable(model.path.name)}, too few for one chunk of "
+            f"{chunk_size}"
         )
     chunks: list[Sequence[int]] = []
     for first in range(0, len(ids) - chunk_size + 1, chunk_size):

@@ -19,8 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         subparsers,
         "imatrix",
         usage="gristmill imatrix -m FILE -f TEXT -o imatrix.gguf [flags]",
-        description="Reads a text and sums the squared inputs of every matrix, in llama.cpp's file format, for\n"
-        "'gristmill quantize --imatrix' or llama-quantize. Take the model in F16 or near to it.",
+        description="Reads a text and sums the squared inputs of every matrix, in llama.cpp's file format,\n"
+        "for 'gristmill quantize --imatrix' or llama-quantize. Take the model in F16 or near to it.",
     )
     parser.add_argument("-m", "--model", metavar="FILE", help="GGUF file (default: the demo model)")
     parser.add_argument("-f", "--file", metavar="TEXT", help="a text of the kind that the model will serve")
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         )
     imatrix.save(Path(args.output))
     if not args.quiet:
-        what = f"{len(imatrix.entries)} matrices over {imatrix.n_chunks} chunks of {imatrix.chunk_size} tokens"
+        what = (
+            f"{len(imatrix.entries)} matrices over {imatrix.n_chunks} chunks of {imatrix.chunk_size} tokens"
+        )
         output.note(output.one_line(f"[{args.output}: {what}]"))
     return 0

@@ -1,8 +1,8 @@
 """A type for every matrix, so that the model's divergence is least within a size.
 
 What a matrix costs in a type is modelled as its sensitivity times the type's relative error on it. Divergence
-grows with the square of a small error, so one measured probe of each matrix gives the sensitivity for all types.
-The sum over the matrices is then minimized exactly (:mod:`gristmill.quantizing.knapsack`).
+grows with the square of a small error, so one measured probe of each matrix gives the sensitivity for all
+types. The sum over the matrices is then minimized exactly (:mod:`gristmill.quantizing.knapsack`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from gristmill.errors import ArgumentError, Error
 from gristmill.gguf import GGUFFile
 from gristmill.imatrix import Imatrix
@@ -24,7 +23,7 @@ from gristmill.model import load
 from gristmill.quantize_file import quantize_file
 from gristmill.quantizing.knapsack import solve
 from gristmill.quantizing.mixes import MIXES, file_order, fits, may_quantize
-from gristmill.quantizing.sensitivity import probe
+from gristmill.quantizing.sensitivity import blocks_of, probe, shared_out
 from gristmill.quantizing.weight_error import relative_errors, sample_rows
 
 CANDIDATES = (
@@ -33,6 +32,7 @@ CANDIDATES = (
 """The types among which a matrix gets one, as far as they can hold its rows."""
 
 PROBE_TYPE = "Q4_0"  # what nearly every row can be held in, and coarse enough to stand out of rounding noise
+METHODS = ("blocks", "tensors", "weights")
 WINDOW = 128  # tokens that are read in one context while probing
 
 
@@ -40,7 +40,7 @@ WINDOW = 128  # tokens that are read in one context while probing
 class Chosen:
     """One matrix: the type it gets, its bytes, and why.
 
-    ``sensitivity`` is the mean divergence (nats) for a relative squared error of 1, extrapolated from the probe;
+    ``sensitivity`` is the mean divergence (nats) for a relative squared error of 1, as the probe tells;
     ``expected`` is the divergence that this matrix is expected to add in its type.
     """
 
@@ -53,8 +53,8 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What :func:`allocate` chose. ``expected`` and ``bound`` are the model's total divergence and a lower bound on
-    that of every other choice in the budget; they are equal where optimality is proven."""
+    """What :func:`allocate` chose. ``expected`` and ``bound`` are the model's total divergence and a lower
+    bound on that of every other choice in the budget; they are equal where optimality is proven."""
 
     types: dict[str, str]
     mix: str
@@ -74,7 +74,7 @@ def allocate(
     target_bytes: int | None = None,
     bits_per_weight: float | None = None,
     imatrix: Imatrix | None = None,
-    by: str = "divergence",
+    by: str = "blocks",
     probe_tokens: int = 256,
     candidates: Sequence[str] = CANDIDATES,
     n_threads: int | None = None,
@@ -88,8 +88,9 @@ def allocate(
         target_bytes: the most that the whole file may have. Or
         bits_per_weight: the most that all tensors together may have for each weight.
         imatrix: input channels' importances; measured on ``text`` if not given.
-        by: "divergence" measures each matrix's sensitivity on the model; "weights" takes every matrix as equally
-            sensitive to its relative error, which needs no probes.
+        by: what sensitivities rest on. "blocks": the model's divergence with each layer, and with each kind of
+            matrix over all layers, quantized alone. "tensors": the same with each matrix. "weights": none is
+            measured, and every matrix counts as equally sensitive to its relative error.
         probe_tokens: tokens of ``text`` on which divergence is measured.
         folder: where the probes' quantized copy of the model lies meanwhile (default: the system's).
 
@@ -101,8 +102,8 @@ def allocate(
     source = Path(source)
     if (target_bytes is None) == (bits_per_weight is None):
         raise ArgumentError("give either a size in bytes or bits per weight")
-    if by not in {"divergence", "weights"}:
-        raise ArgumentError(f"by: expected 'divergence' or 'weights', got {by!r}")
+    if by not in METHODS:
+        raise ArgumentError(f"by: expected {', '.join(METHODS)}, got {by!r}")
     with GGUFFile.open(source) as file:
         names = sorted((n for n, t in file.tensors.items() if may_quantize(n, t.shape)), key=file_order)
         budget = _budget(file, names, target_bytes, bits_per_weight)
@@ -119,7 +120,9 @@ def allocate(
             source, text, chunk_size=WINDOW, n_chunks=16, process_output=True, n_threads=n_threads,
             progress=progress,
         )  # fmt: skip
-        probes = {name: PROBE_TYPE if fits(PROBE_TYPE, file.tensors[name].shape[-1]) else "F16" for name in names}
+        probes = {
+            name: PROBE_TYPE if fits(PROBE_TYPE, file.tensors[name].shape[-1]) else "F16" for name in names
+        }
         errors: dict[str, list[float]] = {}
         probe_errors: dict[str, float] = {}
         for i, name in enumerate(names):
@@ -129,11 +132,16 @@ def allocate(
             )
             if progress is not None:
                 progress(f"errors of {name}", i + 1, len(names))
-    if by == "divergence":
+    if by != "weights":
+        groups = blocks_of(names) if by == "blocks" else {name: [name] for name in names}
         with tempfile.TemporaryDirectory(dir=folder, prefix="gristmill-") as temporary:
             quantized = Path(temporary) / "probe.gguf"
-            quantize_file(source, quantized, "Q4_0", exact_types=probes, imatrix=imatrix, n_threads=n_threads, requantize=True)
-            harm = probe(source, quantized, names, windows, n_threads=n_threads, progress=progress)
+            quantize_file(
+                source, quantized, PROBE_TYPE, exact_types=probes, n_threads=n_threads, requantize=True
+            )
+            harm = probe(source, quantized, groups, windows, n_threads=n_threads, progress=progress)
+        if by == "blocks":
+            harm = shared_out(names, harm, probe_errors)
         sensitivity = {n: harm[n] / probe_errors[n] if probe_errors[n] > 0 else 0.0 for n in names}
     else:
         sensitivity = dict.fromkeys(names, 1.0)
@@ -172,8 +180,8 @@ def _check_budget(source: Path, sizes: dict[str, list[int]], budget: int) -> Non
     least = sum(map(min, sizes.values()))
     if budget < least:
         raise ArgumentError(
-            f"{printable(str(source))}: the size asked for leaves {max(0, budget)} bytes for the matrices, but in "
-            f"their smallest types they take {least}"
+            f"{printable(str(source))}: the size asked for leaves {max(0, budget)} bytes for the matrices, "
+            f"but in their smallest types they take {least}"
         )
 
 
@@ -193,5 +201,3 @@ def _nearest_mix(chosen: Sequence[Chosen]) -> str:
     most = max(totals, key=lambda type: totals[type])
     named = [mix for mix, (base, _) in MIXES.items() if base == most]
     return next((mix for mix in named if mix.endswith("_M")), named[0])
-
-

@@ -1,9 +1,9 @@
-"""One choice for each of many items, the least total cost within a budget of sizes: solved to proven optimality.
+"""One choice for each of many items, the least total cost within a budget of sizes, with proof.
 
-The multiple-choice knapsack problem. A multiplier on size (Lagrange) gives a first solution and a lower bound on
-every other. Then partial solutions are extended item by item, keeping only those that no other beats in size and
-cost together, and dropping each whose lower bound cannot beat the best solution known. What remains is optimal.
-See Kellerer, Pferschy, Pisinger, "Knapsack Problems", 2004, chapter 11.
+The multiple-choice knapsack problem. A multiplier on size (Lagrange) gives a first solution and a lower bound
+on every other. Then partial solutions are extended item by item, keeping only those that no other beats in
+size and cost together, and dropping each whose lower bound cannot beat the best solution known. What remains
+is optimal. See Kellerer, Pferschy, Pisinger, "Knapsack Problems", 2004, chapter 11.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def solve(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], budg
         ArgumentError: even the smallest choices do not fit.
     """
     items = [
-        _undominated(np.array(s, np.int64), np.array(c, np.float64)) for s, c in zip(sizes, costs, strict=True)
+        _undominated(np.array(s, np.int64), np.array(c, np.float64))
+        for s, c in zip(sizes, costs, strict=True)
     ]
     least = sum(int(s.min()) for s, _, _ in items)
     if least > budget:
@@ -85,7 +86,9 @@ def _relax(items: list[_Item], budget: int) -> tuple[float, Solution]:
 
 
 def _fill(items: list[_Item], start: Solution, budget: int) -> Solution:
-    """Spends what is left of the budget, the most cost saved for a byte first: a good solution to begin with."""
+    """Spends what is left of the budget, the most cost saved for a byte first: a good solution to begin
+    with.
+    """
     picks, size = list(start.picks), start.size
     while True:
         best, gain = None, 0.0
@@ -110,7 +113,9 @@ def _extend(items: list[_Item], budget: int, multiplier: float, best: Solution) 
     """All partial solutions that may still beat ``best``, item by item; ``multiplier`` bounds the rest."""
     reduced = [float((c + multiplier * s).min()) for s, c, _ in items]
     rest_cost = np.concatenate((np.cumsum(reduced[::-1])[::-1], [0.0]))  # of items i.. with the multiplier
-    rest_size = np.concatenate((np.cumsum([int(s[0]) for s, _, _ in items][::-1])[::-1], [0])).astype(np.int64)
+    rest_size = np.concatenate((np.cumsum([int(s[0]) for s, _, _ in items][::-1])[::-1], [0])).astype(
+        np.int64
+    )
     bound = float(rest_cost[0] - multiplier * budget)
     sizes, costs = np.zeros(1, np.int64), np.zeros(1)
     trail: list[tuple[Ints, Ints]] = []  # for each item: whence each state came, and what it picked

@@ -1,4 +1,6 @@
-"""How much a type loses of a matrix: the error of its outputs over the outputs, both weighted by the inputs seen."""
+"""How much a type loses of a matrix: the error of its outputs over the outputs, both weighted by the inputs
+seen.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from gristmill.gguf import GGUFFile, TensorInfo
 from gristmill.messages import file_error
 from gristmill.quants import format_named
 
-_SAMPLED_VALUES = 1 << 20
+_SAMPLED_VALUES = 1 << 18
 
 
 def sample_rows(file: GGUFFile, tensor: TensorInfo) -> npt.NDArray[np.float32]:
-    """Rows spread evenly over a matrix, float32 [n, n_cols], about a million values at most."""
+    """Rows spread evenly over a matrix, float32 [n, n_cols], at most _SAMPLED_VALUES or one row."""
     n_cols = tensor.shape[-1]
     n_rows = tensor.n_elements // n_cols
     row_bytes = tensor.n_bytes // n_rows
@@ -37,9 +39,9 @@ def sample_rows(file: GGUFFile, tensor: TensorInfo) -> npt.NDArray[np.float32]:
 def relative_errors(
     rows: npt.NDArray[np.float32], types: Sequence[str], channels: npt.NDArray[np.float32] | None
 ) -> list[float]:
-    """For each type: sum of h dw^2 over sum of h w^2, where h (``channels``, [n_cols]) is the mean squared input
-    and dw what quantizing moves a weight by. With inputs that are uncorrelated this is the squared error of the
-    matrix's output over its square.
+    """For each type: sum of h dw^2 over sum of h w^2, where h (``channels``, [n_cols]) is the mean squared
+    input and dw what quantizing moves a weight by. With inputs that are uncorrelated this is the squared
+    error of the matrix's output over its square.
     """
     h = np.ones(rows.shape[1]) if channels is None else channels.astype(np.float64)
     whole = float((np.square(rows, dtype=np.float64) @ h).sum())
