@@ -16,6 +16,9 @@ def quantize_rows(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), 
 
 def dequantize_rows(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
 
+def search_isa() -> str:
+    """The vectors in which the quantizers search."""
+
 def convert_rows(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], from_type: str, to_type: str, n_cols: int, importance: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> tuple[int, int]:
     """
     Rows through float32. Returns (first value that to_type cannot hold or -1, finite values become infinite).

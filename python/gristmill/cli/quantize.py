@@ -74,8 +74,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--sensitivity",
         choices=("blocks", "tensors", "weights"),
         default="blocks",
-        help="what choices rest on: the model's divergence with each layer and each kind of matrix quantized\n"
-        "alone (default), with each matrix (slower), or the weights' error without measuring",
+        help="what choices rest on: the model's divergence with each layer and each kind of matrix \n"
+        "quantized alone (default), with each matrix (slower), or the weights' error without measuring",
     )
     parser.add_argument("--dry-run", action="store_true", help="write nothing; show what would be")
     parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")

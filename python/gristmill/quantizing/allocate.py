@@ -88,7 +88,7 @@ def allocate(
         target_bytes: the most that the whole file may have. Or
         bits_per_weight: the most that all tensors together may have for each weight.
         imatrix: input channels' importances; measured on ``text`` if not given.
-        by: what sensitivities rest on. "blocks": the model's divergence with each layer, and with each kind of
+        by: what sensitivities rest on. "blocks": the model's divergence with each layer, and each kind of
             matrix over all layers, quantized alone. "tensors": the same with each matrix. "weights": none is
             measured, and every matrix counts as equally sensitive to its relative error.
         probe_tokens: tokens of ``text`` on which divergence is measured.

@@ -90,8 +90,8 @@ def probe(
 
 
 def blocks_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """Each layer, and each kind of matrix over all layers, as groups to probe; what lies outside the layers is
-    a group of its own."""
+    """Each layer, and each kind of matrix over all layers, as groups to probe; what lies outside the layers
+    is its own group."""
     groups: dict[str, list[str]] = {}
     for name in names:
         layer = layer_of(name)
