@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "backend.h"
-#include "observing_backend.h"
 #include "models/model.h"
+#include "observing_backend.h"
 
 namespace gristmill {
 

@@ -4,9 +4,15 @@
 
 namespace gristmill::formats {
 
-extern const Search kGenericSearch;
-const Search kGenericSearch = make_table("generic", [](const uint16_t* h, float* y, int64_t n) {
+namespace {
+
+void halves(const uint16_t* h, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = half_to_float(h[i]);
-});
+}
+
+}  // namespace
+
+extern const Search kGenericSearch;
+constinit const Search kGenericSearch = make_table("generic", halves);
 
 }  // namespace gristmill::formats
