@@ -132,12 +132,12 @@ def test_relative_errors_are_of_the_outputs() -> None:
     w = rng.standard_normal((64, 256)).astype(np.float32)
     h = (rng.random(256) ** 3).astype(np.float32)
     x = rng.standard_normal((256, 4096)) * np.sqrt(h)[:, None]
-    coarse, fine = relative_errors(w, ["Q4_0", "Q8_0"], h)
+    coarse, fine = relative_errors(w, ["Q4_0", "Q8_0"], h, led=True)
     for type, error in (("Q4_0", coarse), ("Q8_0", fine)):
         again = gristmill.dequantize(gristmill.quantize(w, type, h), type, w.shape)
         measured = (((again - w) @ x) ** 2).sum() / ((w @ x) ** 2).sum()
         assert error == pytest.approx(measured, rel=0.1)
-    assert relative_errors(np.zeros((2, 32), np.float32), ["Q4_0"], None) == [0.0]
+    assert relative_errors(np.zeros((2, 32), np.float32), ["Q4_0"], None, led=False) == [0.0]
 
 
 @pytest.mark.parametrize("by", ["blocks", "tensors", "weights"])

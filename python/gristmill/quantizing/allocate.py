@@ -87,7 +87,8 @@ def allocate(
         text: what the model reads while it is measured; its beginning suffices.
         target_bytes: the most that the whole file may have. Or
         bits_per_weight: the most that all tensors together may have for each weight.
-        imatrix: input channels' importances; measured on ``text`` if not given.
+        imatrix: input channels' importances, which the file will be quantized with. Without one they are
+            measured on ``text``, only to weigh errors with.
         by: what sensitivities rest on. "blocks": the model's divergence with each layer, and each kind of
             matrix over all layers, quantized alone. "tensors": the same with each matrix. "weights": none is
             measured, and every matrix counts as equally sensitive to its relative error.
@@ -128,7 +129,10 @@ def allocate(
         for i, name in enumerate(names):
             tested = [*choices[name], probes[name]]
             *errors[name], probe_errors[name] = relative_errors(
-                sample_rows(file, file.tensors[name]), tested, measured.channels(name)
+                sample_rows(file, file.tensors[name]),
+                tested,
+                measured.channels(name),
+                led=imatrix is not None,
             )
             if progress is not None:
                 progress(f"errors of {name}", i + 1, len(names))
@@ -137,7 +141,13 @@ def allocate(
         with tempfile.TemporaryDirectory(dir=folder, prefix="gristmill-") as temporary:
             quantized = Path(temporary) / "probe.gguf"
             quantize_file(
-                source, quantized, PROBE_TYPE, exact_types=probes, n_threads=n_threads, requantize=True
+                source,
+                quantized,
+                PROBE_TYPE,
+                exact_types=probes,
+                imatrix=imatrix,
+                n_threads=n_threads,
+                requantize=True,
             )
             harm = probe(source, quantized, groups, windows, n_threads=n_threads, progress=progress)
         if by == "blocks":

@@ -37,11 +37,16 @@ def sample_rows(file: GGUFFile, tensor: TensorInfo) -> npt.NDArray[np.float32]:
 
 
 def relative_errors(
-    rows: npt.NDArray[np.float32], types: Sequence[str], channels: npt.NDArray[np.float32] | None
+    rows: npt.NDArray[np.float32],
+    types: Sequence[str],
+    channels: npt.NDArray[np.float32] | None,
+    *,
+    led: bool,
 ) -> list[float]:
     """For each type: sum of h dw^2 over sum of h w^2, where h (``channels``, [n_cols]) is the mean squared
     input and dw what quantizing moves a weight by. With inputs that are uncorrelated this is the squared
-    error of the matrix's output over its square.
+    error of the matrix's output over its square. ``led``: whether
+    the quantizer is given ``channels`` too, as it is where an importance matrix goes with the file.
     """
     h = np.ones(rows.shape[1]) if channels is None else channels.astype(np.float64)
     whole = float((np.square(rows, dtype=np.float64) @ h).sum())
@@ -49,8 +54,8 @@ def relative_errors(
     for type in types:
         format = format_named(type)
         packed = np.empty((len(rows), format.row_bytes(rows.shape[1])), np.uint8)
-        led = None if channels is None or format.kind == "float" else channels[None, :]
-        _core.quantize_rows(rows, type, led, packed)
+        importance = channels[None, :] if led and channels is not None and format.kind != "float" else None
+        _core.quantize_rows(rows, type, importance, packed)
         again = np.empty_like(rows)
         _core.dequantize_rows(packed, type, again)
         lost = float((np.square(again - rows, dtype=np.float64) @ h).sum())
