@@ -193,8 +193,8 @@ def test_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def _off_the_grid(path: Path) -> None:
-    """Moves every F16 weight by up to half a step of a 4-bit grid over its 32 neighbours, in place. Weights out
-    of Q4_1 would otherwise cost nothing in Q4_1, which no model's own weights do.
+    """Moves every F16 weight by up to half a step of a 4-bit grid over its 32 neighbours, in place: weights
+    that came out of Q4_1 would otherwise cost nothing in Q4_1, which no model's own do.
     """
     rng = np.random.default_rng(0)
     with GGUFFile.open(path) as file:
