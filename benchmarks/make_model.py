@@ -21,7 +21,7 @@ import gguf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 
-from oracle.blocks import FORMATS, block_size
+from gristmill.quantizing.mixes import ALIASES, MIXES, ModelFacts, choose_types, find_mix
 from oracle.build import Spec, build, matrices
 
 PRESETS = {
@@ -38,70 +38,14 @@ PRESETS = {
         n_ctx=8192, tied=True, rope_base=1e5, rms_eps=1e-5, tokenizer_pre="smollm",
     ),
 }  # fmt: skip
-MIXES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M")
-ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as llama.cpp's quantizer understands them
-# What takes a K-quant's place where rows are no multiple of 256.
-FALLBACKS = {
-    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
-}  # fmt: skip
-
-
-def base_format(mix: str) -> str:
-    """The format that most of a mix is in: Q4_K for Q4_K_M."""
-    return mix[:4] if mix in MIXES else mix
-
-
-def _exception(mix: str, part: str, layer: int, spec: Spec) -> str | None:
-    """The format that llama.cpp's quantizer gives a layer's matrix instead of the mix's own, if any.
-
-    Facts from ``llama_tensor_get_type_impl`` in llama.cpp's llama-quant.cpp, without importance matrix.
-    """
-    n, shared = spec.n_layer, spec.n_head // spec.n_head_kv >= 4
-    eighth = layer < n // 8
-    sensitive = eighth or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
-    match mix, part:
-        case "Q2_K", "attn_v":
-            return "Q4_K" if shared else "Q3_K"
-        case "Q2_K", "ffn_down" | "attn_output":
-            return "Q3_K"
-        case "Q3_K_M", "attn_v":
-            return "Q5_K" if layer < 2 else "Q4_K"
-        case "Q3_K_M", "ffn_down":
-            return "Q5_K" if layer < n // 16 else "Q4_K"
-        case "Q3_K_M", "attn_output":
-            return "Q4_K"
-        case "Q3_K_L", "attn_v" | "ffn_down" | "attn_output":
-            return "Q5_K"
-        case "Q4_K_S", "attn_v":
-            return "Q5_K" if layer < 4 else None
-        case "Q4_K_S", "ffn_down":
-            return "Q5_K" if eighth else None
-        case "Q4_K_M" | "Q5_K_M", "attn_v" | "ffn_down":
-            return "Q6_K" if sensitive else None
-        case "IQ4_NL" | "IQ4_XS", "attn_v":
-            return "Q5_K" if shared else None
-        case "IQ4_NL" | "IQ4_XS", "ffn_down":
-            return "Q5_K" if eighth else None
-    return None
 
 
 def formats_of(mix: str, spec: Spec, pure: bool = False) -> dict[str, str]:
     """Format of every matrix, as in published files of that name; ``pure``: the base format where it fits."""
-    base = base_format(mix)
-    mix = ALIASES.get(mix, mix)
-    chosen: dict[str, str] = {}
-    for name, _, n_cols in matrices(spec):
-        kind = base
-        _, _, part = name.rpartition(".")
-        if not pure and base not in ("F32", "F16", "BF16"):
-            if name == "output" or (name == "token_embd" and spec.tied):
-                kind = "Q8_0" if base == "Q8_0" or n_cols % block_size(base)[0] else "Q6_K"
-            elif name.startswith("blk."):
-                kind = _exception(mix, part, int(name.split(".")[1]), spec) or base
-        if n_cols % block_size(kind)[0]:
-            kind = FALLBACKS.get(kind, "F16")
-        chosen[name] = kind if n_cols % block_size(kind)[0] == 0 else "F16"
-    return chosen
+    shapes = {f"{name}.weight": (n_rows, n_cols) for name, n_rows, n_cols in matrices(spec)}
+    facts = ModelFacts(spec.arch, spec.n_layer, spec.n_head, spec.n_head_kv)
+    chosen = choose_types(shapes, find_mix(mix), facts, pure=pure)
+    return {name.removesuffix(".weight"): choice.type for name, choice in chosen.items()}
 
 
 def copy_tokenizer(source: Path, n_vocab: int) -> Callable[[gguf.GGUFWriter], None]:
@@ -128,18 +72,12 @@ def copy_tokenizer(source: Path, n_vocab: int) -> Callable[[gguf.GGUFWriter], No
     return add
 
 
-def file_type(mix: str) -> gguf.LlamaFileType | None:
-    """The number that names the mix in ``general.file_type``; runtimes only show it."""
-    names = ("ALL_F32" if mix == "F32" else f"MOSTLY_{mix}",)
-    return next((gguf.LlamaFileType[name] for name in names if name in gguf.LlamaFileType.__members__), None)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("preset", choices=PRESETS, help="shape to start from")
     parser.add_argument("--output", "-o", type=Path, required=True, help="file to write")
     parser.add_argument(
-        "--formats", default="Q4_K_M", choices=sorted({*FORMATS, *MIXES}), metavar="MIX",
+        "--formats", default="Q4_K_M", choices=[*MIXES, *ALIASES], metavar="MIX",
         help="a format, or a mix with llama.cpp's choice for each tensor (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--pure", action="store_true", help="one format everywhere, the output matrix too")
@@ -161,8 +99,7 @@ def main() -> None:
     given = {key: value for key, value in vars(args).items() if value is not None}
     fields = {field.name for field in dataclasses.fields(Spec)} - {"formats"}
     spec = dataclasses.replace(PRESETS[args.preset], **{k: v for k, v in given.items() if k in fields})
-    number = file_type(args.formats)
-    more = {"general.file_type": int(number)} if number is not None else {}
+    more = {"general.file_type": MIXES[find_mix(args.formats)].file_type}
     spec = dataclasses.replace(spec, formats=formats_of(args.formats, spec, args.pure), metadata=more)
     tokenizer = copy_tokenizer(args.vocab, spec.n_vocab) if args.vocab else None
     start = time.perf_counter()

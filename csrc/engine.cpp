@@ -126,4 +126,21 @@ void Engine::truncate(KvCache& cache, int64_t n) {
   cache.truncate(n);
 }
 
+void Engine::observe() {
+  const std::lock_guard lock(mutex_);
+  if (observer_) return;
+  auto observer = std::make_unique<ObservingBackend>(std::move(backend_));
+  observer_ = observer.get();
+  backend_ = std::move(observer);
+  model_ = models::make_model(source_, *backend_);
+}
+
+std::map<std::string, InputSquares> Engine::input_squares() {
+  const std::lock_guard lock(mutex_);
+  std::map<std::string, InputSquares> named;
+  if (observer_)
+    for (const auto& [data, squares] : observer_->squares()) named[source_.name_at(data)] = squares;
+  return named;
+}
+
 }  // namespace gristmill

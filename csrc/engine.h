@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -11,6 +12,7 @@
 
 #include "backend.h"
 #include "models/model.h"
+#include "observing_backend.h"
 
 namespace gristmill {
 
@@ -46,6 +48,11 @@ class Engine {
   void decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits);
   void truncate(KvCache& cache, int64_t n);
 
+  // From now on the squares of all inputs of matrices are summed.
+  void observe();
+  // What was summed since, by the names of tensors; empty without observe().
+  std::map<std::string, InputSquares> input_squares();
+
  private:
   void check_tokens(std::span<const int32_t> tokens) const;
   void check_finite(const Batch& batch, const float* logits) const;
@@ -53,6 +60,7 @@ class Engine {
 
   models::ModelSource source_;
   std::unique_ptr<Backend> backend_;
+  ObservingBackend* observer_ = nullptr;  // backend_, after observe()
   std::unique_ptr<models::Model> model_;
   std::string isa_;
   int64_t n_ctx_;

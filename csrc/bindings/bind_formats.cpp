@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "formats/convert.h"
 #include "formats/registry.h"
+#include "formats/search.h"
 
 namespace nb = nanobind;
 
@@ -104,6 +105,7 @@ void bind_formats(nb::module_& m) {
   m.def("quantize_rows", &quantize_rows, nb::arg("x"), nb::arg("type"), nb::arg("importance").none(),
         nb::arg("blocks"));
   m.def("dequantize_rows", &dequantize_rows, nb::arg("blocks"), nb::arg("type"), nb::arg("y"));
+  m.def("search_isa", [] { return formats::search().name; }, "The vectors in which the quantizers search.");
   m.def("convert_rows", &convert_rows, nb::arg("source"), nb::arg("from_type"), nb::arg("to_type"), nb::arg("n_cols"),
         nb::arg("importance").none(), nb::arg("target"),
         nb::sig("def convert_rows(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', "

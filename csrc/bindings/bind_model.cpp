@@ -136,7 +136,24 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("max_batch", &Engine::max_batch)
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
-      .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); });
+      .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); })
+      .def("observe", &Engine::observe, nb::call_guard<nb::gil_scoped_release>(),
+           "From now on the squares of all inputs of matrices are summed.")
+      .def(
+          "input_squares",
+          [](Engine& e) {
+            nb::list found;
+            for (const auto& [name, squares] : e.input_squares()) {
+              float* data = nullptr;
+              const Logits sums = make_logits(1, squares.sums.size(), data);
+              for (size_t i = 0; i < squares.sums.size(); ++i) data[i] = float(squares.sums[i]);
+              found.append(nb::make_tuple(name, squares.n_rows, sums));
+            }
+            return found;
+          },
+          nb::sig("def input_squares(self) -> list[tuple[str, int, Annotated[NDArray[numpy.float32], "
+                  "dict(shape=(None, None))]]]"),
+          "(tensor, tokens, sums float32 [1, n_cols]) of every matrix since observe().");
   m.def("make_engine", make_engine, "paths"_a, "tensors"_a, "metadata"_a, "n_ctx"_a, "n_threads"_a, "cache_type_k"_a,
         "cache_type_v"_a, "isa"_a, "precise"_a = false,
         "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).");

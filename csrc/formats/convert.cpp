@@ -5,6 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "formats/search.h"
+
 namespace gristmill::formats {
 namespace {
 
@@ -48,7 +50,13 @@ Converted convert_rows(const FormatInfo& from, const void* source, const FormatI
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t n = std::min(step, rows - row) * n_cols;
     std::byte* out = static_cast<std::byte*>(target) + row * target_bytes;
-    from.to_float(static_cast<const std::byte*>(source) + row * source_bytes, values.data(), n);
+    const std::byte* in = static_cast<const std::byte*>(source) + row * source_bytes;
+    // Halves are what most files are quantized from. A signalling NaN may change its bits here, but is refused anyway.
+    if (from.id == TypeId::F16 && reinterpret_cast<uintptr_t>(in) % alignof(uint16_t) == 0) {
+      search().halves(reinterpret_cast<const uint16_t*>(in), values.data(), n);
+    } else {
+      from.to_float(in, values.data(), n);
+    }
     const uint32_t limit = to.kind == Kind::kAffine ? kInfinity : kInfinity + 1;
     if (worst_magnitude(values.data(), n) >= limit) {
       result.refused = row * n_cols + first_at_least(values.data(), n, limit);

@@ -54,6 +54,7 @@ enum class Kind {
 //   to_float(b, y)        float32 y[kBlockSize]; bit-equal to the gguf package's dequantization
 //   from_float(x, w, b)   finite x[kBlockSize] -> block; w: importance of each weight, >= 0, or nullptr.
 //                         Values beyond the format's range saturate
+//   from_floats(x, w, b, n)   optional: the same for n blocks, where working on many at once is faster
 //   kMaxRelativeError     bound on |from-to round trip error| / max |x| of a block, where w is nullptr and the halves
 //                         that the block comes to hold are normal numbers
 // and for Kind::kAffine:

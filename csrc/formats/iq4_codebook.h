@@ -6,7 +6,7 @@
 
 namespace gristmill::formats {
 
-static GRISTMILL_FORMAT_FN int iq4_level(int index) {
+static GRISTMILL_FORMAT_FN constexpr int iq4_level(int index) {
   constexpr int8_t kLevels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
   return kLevels[index];
 }

@@ -49,16 +49,26 @@ struct IQ4_XS {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    SymmetricSuperBlock s;
-    fit_iq4_super_block(x, importance, s);
-    b = {};
-    b.d = s.d;
-    for (int g = 0; g < 8; ++g) {
-      const int code = s.scale[g] + 32;
-      b.scales_l[g / 2] |= uint8_t((code & 15) << (4 * (g % 2)));
-      b.scales_h = uint16_t(b.scales_h | (code >> 4) << (2 * g));
-      for (int j = 0; j < 16; ++j) b.qs[16 * g + j] = uint8_t(s.q[32 * g + j] | s.q[32 * g + 16 + j] << 4);
-    }
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<8, 256>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      SymmetricSuperBlock fits[8];
+      search().iq4_super(at, weight, count, fits);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const SymmetricSuperBlock& s = fits[i];
+        b = {};
+        b.d = s.d;
+        for (int g = 0; g < 8; ++g) {
+          const int code = s.scale[g] + 32;
+          b.scales_l[g / 2] |= uint8_t((code & 15) << (4 * (g % 2)));
+          b.scales_h = uint16_t(b.scales_h | (code >> 4) << (2 * g));
+          for (int j = 0; j < 16; ++j) b.qs[16 * g + j] = uint8_t(s.q[32 * g + j] | s.q[32 * g + 16 + j] << 4);
+        }
+      }
+    });
   }
 };
 

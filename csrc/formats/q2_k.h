@@ -45,16 +45,26 @@ struct Q2_K {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    AffineSuperBlock s;
-    fit_affine_super_block(x, importance, {.group = 16, .max_q = 3, .max_code = 15}, s);
-    b.d = s.d;
-    b.dmin = s.dmin;
-    for (int g = 0; g < 16; ++g) b.scales[g] = uint8_t(s.scale[g] | s.min[g] << 4);
-    for (int h = 0; h < 2; ++h)
-      for (int l = 0; l < 32; ++l) {
-        const uint8_t* q = s.q + 128 * h + l;
-        b.qs[32 * h + l] = uint8_t(q[0] | q[32] << 2 | q[64] << 4 | q[96] << 6);
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<8, 256>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      AffineSuperBlock fits[8];
+      search().affine_super(at, weight, count, {.group = 16, .max_q = 3, .max_code = 15}, fits);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const AffineSuperBlock& s = fits[i];
+        b.d = s.d;
+        b.dmin = s.dmin;
+        for (int g = 0; g < 16; ++g) b.scales[g] = uint8_t(s.scale[g] | s.min[g] << 4);
+        for (int h = 0; h < 2; ++h)
+          for (int l = 0; l < 32; ++l) {
+            const uint8_t* q = s.q + 128 * h + l;
+            b.qs[32 * h + l] = uint8_t(q[0] | q[32] << 2 | q[64] << 4 | q[96] << 6);
+          }
       }
+    });
   }
 };
 

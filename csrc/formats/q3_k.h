@@ -51,19 +51,35 @@ struct Q3_K {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    SymmetricSuperBlock s;
-    fit_symmetric_super_block(x, importance, {.group = 16, .zero = 4, .max_code = 31}, s);
-    b = {};
-    b.d = s.d;
-    for (int g = 0; g < 16; ++g) {
-      const int code = s.scale[g] + 32;
-      b.scales[g % 8] |= uint8_t((code & 15) << (4 * (g / 8)));
-      b.scales[8 + g % 4] |= uint8_t((code >> 4) << (2 * (g / 4)));
-    }
-    for (int i = 0; i < 256; ++i) {
-      b.qs[32 * (i / 128) + i % 32] |= uint8_t((s.q[i] & 3) << (2 * (i / 32 % 4)));
-      b.hmask[i % 32] |= uint8_t((s.q[i] >> 2) << (i / 32));
-    }
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<8, 256>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      SymmetricSuperBlock fits[8];
+      search().symmetric_super(at, weight, count, {.group = 16, .zero = 4, .max_code = 31}, fits);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const SymmetricSuperBlock& s = fits[i];
+        b = {};
+        b.d = s.d;
+        for (int g = 0; g < 16; ++g) {
+          const int code = s.scale[g] + 32;
+          b.scales[g % 8] |= uint8_t((code & 15) << (4 * (g / 8)));
+          b.scales[8 + g % 4] |= uint8_t((code >> 4) << (2 * (g / 4)));
+        }
+        for (int h = 0; h < 2; ++h)
+          for (int l = 0; l < 32; ++l) {
+            const uint8_t* q = s.q + 128 * h + l;
+            b.qs[32 * h + l] = uint8_t((q[0] & 3) | (q[32] & 3) << 2 | (q[64] & 3) << 4 | (q[96] & 3) << 6);
+          }
+        for (int l = 0; l < 32; ++l) {
+          uint8_t bits = 0;
+          for (int g = 0; g < 8; ++g) bits = uint8_t(bits | (s.q[32 * g + l] >> 2) << g);
+          b.hmask[l] = bits;
+        }
+      }
+    });
   }
 };
 

@@ -33,9 +33,21 @@ struct Q4_0 {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    uint8_t q[32];
-    b.d = fit_symmetric_block(x, importance, 8, q);
-    for (int j = 0; j < 16; ++j) b.qs[j] = uint8_t(q[j] | q[j + 16] << 4);
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<16, 32>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      uint16_t d[16];
+      uint8_t levels[32 * 16];
+      search().symmetric(at, weight, count, 8, d, levels);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const uint8_t* q = levels + 32 * i;
+        b.d = d[i];
+        for (int j = 0; j < 16; ++j) b.qs[j] = uint8_t(q[j] | q[j + 16] << 4);
+      }
+    });
   }
 
   static GRISTMILL_FORMAT_FN void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {

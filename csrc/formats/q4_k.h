@@ -44,13 +44,23 @@ struct Q4_K {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    AffineSuperBlock s;
-    fit_affine_super_block(x, importance, {.group = 32, .max_q = 15, .max_code = 63}, s);
-    b.d = s.d;
-    b.dmin = s.dmin;
-    pack_k_scales(s.scale, s.min, b.scales);
-    for (int p = 0; p < 4; ++p)
-      for (int l = 0; l < 32; ++l) b.qs[32 * p + l] = uint8_t(s.q[64 * p + l] | s.q[64 * p + 32 + l] << 4);
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<8, 256>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      AffineSuperBlock fits[8];
+      search().affine_super(at, weight, count, {.group = 32, .max_q = 15, .max_code = 63}, fits);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const AffineSuperBlock& s = fits[i];
+        b.d = s.d;
+        b.dmin = s.dmin;
+        pack_k_scales(s.scale, s.min, b.scales);
+        for (int p = 0; p < 4; ++p)
+          for (int l = 0; l < 32; ++l) b.qs[32 * p + l] = uint8_t(s.q[64 * p + l] | s.q[64 * p + 32 + l] << 4);
+      }
+    });
   }
 };
 

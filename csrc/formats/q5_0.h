@@ -41,11 +41,26 @@ struct Q5_0 {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    uint8_t q[32];
-    b.d = fit_symmetric_block(x, importance, 16, q);
-    for (uint8_t& bits : b.qh) bits = 0;
-    for (int i = 0; i < 32; ++i) b.qh[i / 8] |= uint8_t((q[i] >> 4) << (i % 8));
-    for (int j = 0; j < 16; ++j) b.qs[j] = uint8_t((q[j] & 15) | (q[j + 16] & 15) << 4);
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<16, 32>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      uint16_t d[16];
+      uint8_t levels[32 * 16];
+      search().symmetric(at, weight, count, 16, d, levels);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const uint8_t* q = levels + 32 * i;
+        b.d = d[i];
+        for (int k = 0; k < 4; ++k) {
+          uint8_t bits = 0;
+          for (int j = 0; j < 8; ++j) bits = uint8_t(bits | (q[8 * k + j] >> 4) << j);
+          b.qh[k] = bits;
+        }
+        for (int j = 0; j < 16; ++j) b.qs[j] = uint8_t((q[j] & 15) | (q[j + 16] & 15) << 4);
+      }
+    });
   }
 
   static GRISTMILL_FORMAT_FN void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {

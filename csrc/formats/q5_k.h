@@ -45,16 +45,29 @@ struct Q5_K {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    AffineSuperBlock s;
-    fit_affine_super_block(x, importance, {.group = 32, .max_q = 31, .max_code = 63}, s);
-    b = {};
-    b.d = s.d;
-    b.dmin = s.dmin;
-    pack_k_scales(s.scale, s.min, b.scales);
-    for (int i = 0; i < 256; ++i) {
-      b.qs[32 * (i / 64) + i % 32] |= uint8_t((s.q[i] & 15) << (4 * (i / 32 % 2)));
-      b.qh[i % 32] |= uint8_t((s.q[i] >> 4) << (i / 32));
-    }
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<8, 256>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      AffineSuperBlock fits[8];
+      search().affine_super(at, weight, count, {.group = 32, .max_q = 31, .max_code = 63}, fits);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const AffineSuperBlock& s = fits[i];
+        b.d = s.d;
+        b.dmin = s.dmin;
+        pack_k_scales(s.scale, s.min, b.scales);
+        for (int p = 0; p < 4; ++p)
+          for (int l = 0; l < 32; ++l)
+            b.qs[32 * p + l] = uint8_t((s.q[64 * p + l] & 15) | (s.q[64 * p + 32 + l] & 15) << 4);
+        for (int l = 0; l < 32; ++l) {
+          uint8_t bits = 0;
+          for (int g = 0; g < 8; ++g) bits = uint8_t(bits | (s.q[32 * g + l] >> 4) << g);
+          b.qh[l] = bits;
+        }
+      }
+    });
   }
 };
 

@@ -50,15 +50,26 @@ struct Q6_K {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    SymmetricSuperBlock s;
-    fit_symmetric_super_block(x, importance, {.group = 16, .zero = 32, .max_code = 127}, s);
-    b = {};
-    b.d = s.d;
-    for (int g = 0; g < 16; ++g) b.scales[g] = s.scale[g];
-    for (int i = 0; i < 256; ++i) {
-      b.ql[64 * (i / 128) + i % 64] |= uint8_t((s.q[i] & 15) << (4 * (i / 64 % 2)));
-      b.qh[32 * (i / 128) + i % 32] |= uint8_t((s.q[i] >> 4) << (2 * (i / 32 % 4)));
-    }
+    from_floats(x, importance, &b, 1);
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<8, 256>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      SymmetricSuperBlock fits[8];
+      search().symmetric_super(at, weight, count, {.group = 16, .zero = 32, .max_code = 127}, fits);
+      for (int i = 0; i < count; ++i) {
+        Block& b = blocks[first + i];
+        const SymmetricSuperBlock& s = fits[i];
+        b.d = s.d;
+        for (int g = 0; g < 16; ++g) b.scales[g] = s.scale[g];
+        for (int h = 0; h < 2; ++h) {
+          const uint8_t* q = s.q + 128 * h;
+          for (int l = 0; l < 64; ++l) b.ql[64 * h + l] = uint8_t((q[l] & 15) | (q[64 + l] & 15) << 4);
+          for (int l = 0; l < 32; ++l)
+            b.qh[32 * h + l] = uint8_t(q[l] >> 4 | q[32 + l] >> 4 << 2 | q[64 + l] >> 4 << 4 | q[96 + l] >> 4 << 6);
+        }
+      }
+    });
   }
 };
 

@@ -30,12 +30,7 @@ struct Q8_0 {
   }
 
   static inline void from_float(const float* x, const float* importance, Block& b) {
-    if (importance) {
-      uint8_t q[32];
-      b.d = fit_symmetric_block(x, importance, 128, q);
-      for (int i = 0; i < 32; ++i) b.qs[i] = int8_t(q[i] - 128);
-      return;
-    }
+    if (importance) return from_floats(x, importance, &b, 1);
     float peak = 0.0f;
     for (int i = 0; i < 32; ++i) peak = larger(peak, magnitude(x[i]));
     const float d = saturate_half(peak / 127.0f), inverse = reciprocal(d);
@@ -44,6 +39,24 @@ struct Q8_0 {
       const int level = truncate(magnitude(x[i]) * inverse + 0.5f, 0, 127);  // halves away from zero
       b.qs[i] = int8_t(x[i] < 0.0f ? -level : level);
     }
+  }
+
+  static inline void from_floats(const float* x, const float* importance, Block* blocks, int64_t n) {
+    in_steps<16, 32>(x, importance, n, [&](const float* at, const float* weight, int64_t first, int count) {
+      uint16_t d[16];
+      int8_t q[32 * 16];
+      if (weight) {
+        uint8_t levels[32 * 16];
+        search().symmetric(at, weight, count, 128, d, levels);
+        for (int i = 0; i < 32 * count; ++i) q[i] = int8_t(levels[i] - 128);
+      } else {
+        search().eight_bits(at, count, d, q);
+      }
+      for (int i = 0; i < count; ++i) {
+        blocks[first + i].d = d[i];
+        for (int j = 0; j < 32; ++j) blocks[first + i].qs[j] = q[32 * i + j];
+      }
+    });
   }
 
   static GRISTMILL_FORMAT_FN void to_affine(const Block& b, uint8_t* q, float* scale, float* min) {

@@ -39,9 +39,13 @@ constexpr FormatInfo info() {
           },
           [](const float* x, const float* importance, void* blocks, int64_t n) {
             Block* b = static_cast<Block*>(blocks);
-            for (int64_t i = 0; i < n / Format::kBlockSize; ++i) {
-              const int64_t at = i * Format::kBlockSize;
-              Format::from_float(x + at, importance ? importance + at : nullptr, b[i]);
+            if constexpr (requires { &Format::from_floats; }) {
+              Format::from_floats(x, importance, b, n / Format::kBlockSize);
+            } else {
+              for (int64_t i = 0; i < n / Format::kBlockSize; ++i) {
+                const int64_t at = i * Format::kBlockSize;
+                Format::from_float(x + at, importance ? importance + at : nullptr, b[i]);
+              }
             }
           },
           Format::kKind == Kind::kAffine ? &to_affine<Format> : nullptr};

@@ -138,6 +138,12 @@ std::vector<std::string> ModelSource::unused_tensors() const {
   return names;
 }
 
+std::string ModelSource::name_at(const std::byte* data) const {
+  for (const auto& [name, t] : tensors_)
+    if (files_[size_t(t.entry.file_index)]->data() + t.entry.offset == data) return name;
+  return {};
+}
+
 void ModelSource::check_files() const {
   for (const auto& file : files_) file->check();
 }

@@ -52,6 +52,8 @@ class ModelSource {
   // Rows of a matrix whose number the metadata does not say (the vocabulary).
   int64_t rows_of(const std::string& name) const;
   std::vector<std::string> unused_tensors() const;
+  // The tensor whose weights begin there; empty where none does.
+  std::string name_at(const std::byte* data) const;
 
   // Throws once a mapped file was cut.
   void check_files() const;

@@ -16,6 +16,9 @@ def quantize_rows(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), 
 
 def dequantize_rows(blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
 
+def search_isa() -> str:
+    """The vectors in which the quantizers search."""
+
 def convert_rows(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], from_type: str, to_type: str, n_cols: int, importance: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, target: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> tuple[int, int]:
     """
     Rows through float32. Returns (first value that to_type cannot hold or -1, finite values become infinite).
@@ -122,6 +125,14 @@ class Engine:
 
     @property
     def unused_tensors(self) -> list[str]: ...
+
+    def observe(self) -> None:
+        """From now on the squares of all inputs of matrices are summed."""
+
+    def input_squares(self) -> list[tuple[str, int, Annotated[NDArray[numpy.float32], dict(shape=(None, None))]]]:
+        """
+        (tensor, tokens, sums float32 [1, n_cols]) of every matrix since observe().
+        """
 
 def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str, precise: bool = False) -> Engine:
     """

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "compare": "measure what formats of a model cost in size, speed and truth",
     "analyze": "show where a quantized file differs from its base",
     "quantize": "write a GGUF file in another format",
+    "imatrix": "measure which input channels of a model count, for quantize",
     "pull": "fetch a model into the cache",
 }
 """Every command with its line in ``--help``. The file ``<command>.py`` beside this one implements it."""
