@@ -10,16 +10,20 @@ namespace {
 struct Set {
   using Vec = Avx512Vec;
   static constexpr const char* kName = "avx512_vnni";
-  static constexpr int kGemmRows = kPanels * kPanelRows, kActivationGroup = 32;
-  static constexpr auto activation_bytes = cpu::activation_bytes;
-  static constexpr auto quantize_activations = cpu::quantize_activations;
-  template <class Format>
-  static void decode(const MatmulTask& task) {
-    decode_affine<Format>(task);
+  static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = kPanels * cpu::kPanelRows, kActivationGroup = 32;
+  template <Pass kPass>
+  static constexpr Activations activations() {
+    if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<1>, quantize_tile<1>};
+    if constexpr (kPass == Pass::kPrecisePrefill) return {15, kTileTokens, tile_bytes<2>, quantize_tile<2>};
+    return {15, kTileTokens, decode_tile_bytes, quantize_decode_tile};
   }
-  template <class Format>
-  static void prefill(const MatmulTask& task) {
-    prefill_affine<Format>(task);
+  template <class Format, Pass kPass>
+  static void matmul(const MatmulTask& task) {
+    if constexpr (kPass == Pass::kDecode) {
+      decode_affine<Format>(task);
+    } else {
+      prefill_affine<Format, kPass == Pass::kPrefill ? 1 : 2>(task);
+    }
   }
 };
 

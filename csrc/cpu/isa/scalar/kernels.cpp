@@ -74,15 +74,16 @@ void matmul_affine(const MatmulTask& task) {
 struct Set {
   using Vec = ScalarVec;
   static constexpr const char* kName = "scalar";
-  static constexpr int kGemmRows = 16, kActivationGroup = 32;
+  static constexpr int kPrefillRows = 16, kPanelRows = 16, kActivationGroup = 32;
   static constexpr auto activation_bytes = cpu::activation_bytes;
   static constexpr auto quantize_activations = cpu::quantize_activations;
-  template <class Format>
-  static void decode(const MatmulTask& task) {
-    matmul_affine<Format>(task);
+  // 15 bits in every pass.
+  template <Pass>
+  static constexpr Activations activations() {
+    return row_activations<Set>();
   }
-  template <class Format>
-  static void prefill(const MatmulTask& task) {
+  template <class Format, Pass>
+  static void matmul(const MatmulTask& task) {
     matmul_affine<Format>(task);
   }
 };
