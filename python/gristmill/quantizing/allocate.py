@@ -196,7 +196,7 @@ def _check_budget(source: Path, sizes: dict[str, list[int]], budget: int) -> Non
 
 
 def _windows(source: Path, text: str, probe_tokens: int, n_threads: int | None) -> list[Sequence[int]]:
-    model = load(source, n_ctx=WINDOW, n_threads=n_threads)
+    model = load(source, n_ctx=WINDOW, n_threads=n_threads, precise=True)
     chunks = chunks_of(model, text, WINDOW)[: max(1, probe_tokens // WINDOW)]
     if len(chunks) * WINDOW < probe_tokens - WINDOW:
         raise Error(f"the text gives {len(chunks) * WINDOW} tokens, too few to measure on {probe_tokens}")

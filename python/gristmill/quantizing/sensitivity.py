@@ -41,7 +41,7 @@ def mixed_model(source: Path, other: Path, names: Iterable[str], n_ctx: int, n_t
     """``source`` with the tensors ``names`` taken from ``other``."""
     with GGUFFile.open(source) as file, GGUFFile.open(other) as quantized:
         mixed = cast(GGUFFile, _Mixed(file, quantized, names))
-        return Model(mixed, n_ctx, n_threads, None, "f32", "f32")
+        return Model(mixed, n_ctx, n_threads, None, "f32", "f32", precise=True)
 
 
 def log_probs(model: Model, windows: Sequence[Sequence[int]]) -> list[LogProbs]:
