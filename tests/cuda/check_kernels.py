@@ -55,8 +55,14 @@ def demangle(names: list[str]) -> list[str]:
         )
     except (OSError, subprocess.CalledProcessError):
         return names
-    return [re.sub(r"\(.*|gristmill::(cuda|formats)::|\(anonymous namespace\)::|^void ", "",
-                   line.replace("(anonymous namespace)::", "")) for line in result.stdout.splitlines()]  # fmt: skip
+    return [
+        re.sub(
+            r"^void |gristmill::(cuda|formats)::|\(.*",
+            "",
+            re.sub(r"\((anonymous namespace\)::|[\w:]+\))", "", line),
+        )
+        for line in result.stdout.splitlines()
+    ]
 
 
 def main() -> int:
