@@ -52,6 +52,15 @@ class ModelSource {
   // Rows of a matrix whose number the metadata does not say (the vocabulary).
   int64_t rows_of(const std::string& name) const;
   std::vector<std::string> unused_tensors() const;
+  // f(format, n_rows, n_cols) for every tensor.
+  template <class F>
+  void for_each_tensor(F&& f) const {
+    for (const auto& [name, t] : tensors_) {
+      int64_t n_rows = 1;  // the product was checked to fit
+      for (size_t i = 0; i + 1 < t.entry.shape.size(); ++i) n_rows *= int64_t(t.entry.shape[i]);
+      f(*t.format, n_rows, int64_t(t.entry.shape.back()));
+    }
+  }
 
   // Throws once a mapped file was cut.
   void check_files() const;
