@@ -18,7 +18,8 @@ struct EngineOptions {
   int64_t n_ctx = 0;  // 0: the model's own
   int n_threads = 0;  // 0: physical cores
   KvType type_k = KvType::F16, type_v = KvType::F16;
-  std::string isa;  // empty: GRISTMILL_ISA or the best
+  std::string isa;       // empty: GRISTMILL_ISA or the best
+  bool precise = false;  // prefill with activations of 15 bits instead of 8
 };
 
 enum class LogitsOf { kNone, kLast, kAll };

@@ -24,10 +24,16 @@ using ConstBytes = nb::ndarray<const uint8_t, nb::shape<-1, -1>, nb::c_contig, n
 // Multiplications below which starting threads takes longer than they save.
 constexpr double kOneThread = 2e7;
 
-bool is_decode(const std::string& mode, size_t n) {
-  if (mode == "auto") return n <= size_t(cpu::kDecodeRows);
-  if (mode == "decode" || mode == "prefill") return mode == "decode";
-  throw ArgumentError("[matmul] mode, expected decode, prefill or auto, got " + mode);
+struct Mode {
+  bool decode;
+  cpu::ActivationBits prefill_bits;
+};
+Mode mode_named(const std::string& mode, size_t n) {
+  if (mode == "auto") return {n <= size_t(cpu::kDecodeRows), cpu::ActivationBits::k15};
+  if (mode == "decode") return {true, cpu::ActivationBits::k15};
+  if (mode == "precise") return {false, cpu::ActivationBits::k15};
+  if (mode == "prefill") return {false, cpu::ActivationBits::k8};
+  throw ArgumentError("[matmul] mode, expected decode, prefill, precise or auto, got " + mode);
 }
 
 Weight weight_of(const char* op, const ConstBytes& packed, uint32_t type_id, int64_t n_cols) {
@@ -55,7 +61,7 @@ auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, 
     throw ArgumentError("[matmul] columns of x, expected " + std::to_string(n_cols) + ", got " +
                         std::to_string(x.shape(1)));
   const size_t n = x.shape(0), m = packed.shape(0);
-  const bool decode = is_decode(mode, n);
+  const auto [decode, prefill_bits] = mode_named(mode, n);
   const cpu::Kernels& kernels = cpu::choose_kernels(isa);
   auto y = make_array<float>(n, m);
   const nb::gil_scoped_release release;
@@ -63,7 +69,7 @@ auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, 
     std::fill_n(y.data(), y.size(), 0.0f);
   } else if (y.size() > 0) {
     const bool small = double(n) * double(m) * double(n_cols) < kOneThread;
-    cpu::CpuBackend backend(kernels, small ? 1 : default_thread_count());
+    cpu::CpuBackend backend(kernels, small ? 1 : default_thread_count(), prefill_bits);
     const Product product{&w, nullptr, y.data()};
     backend.matmul({&product, 1}, x.data(), int(n), decode);
   }
@@ -88,6 +94,13 @@ void bind_kernels(nb::module_& m) {
   m.def(
       "activation_group", [](const std::string& isa) { return cpu::choose_kernels(isa).activation_group; }, "isa"_a,
       "How many activations share a scale in products with quantized weights; 0 for a whole row.");
+  m.def(
+      "prefill_bits",
+      [](const std::string& isa) {
+        return cpu::choose_kernels(isa).prefill_activations[int(cpu::ActivationBits::k8)].bits;
+      },
+      "isa"_a,
+      "Bits of an activation that mode \"prefill\" multiplies quantized weights with: 8, or 15 as the others.");
   m.def("affine_rows", &affine_rows, "packed"_a, "type_id"_a, "n_cols"_a,
         "Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).");
 }

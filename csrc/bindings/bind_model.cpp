@@ -69,11 +69,11 @@ using TensorTuple = std::tuple<std::string, uint32_t, std::vector<uint64_t>, int
 std::shared_ptr<Engine> make_engine(const std::vector<nb::bytes>& paths, const std::vector<TensorTuple>& tensors,
                                     const nb::dict& metadata, int64_t n_ctx, int n_threads,
                                     const std::string& cache_type_k, const std::string& cache_type_v,
-                                    const std::string& isa) {
+                                    const std::string& isa, bool precise) {
   std::vector<models::TensorEntry> entries;
   for (const auto& [name, type_id, shape, file_index, offset] : tensors)
     entries.push_back({name, type_id, shape, file_index, offset});
-  EngineOptions options{n_ctx, n_threads, to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa};
+  EngineOptions options{n_ctx, n_threads, to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa, precise};
   std::vector<std::string> files;  // bytes: a file's name need not be UTF-8
   for (const nb::bytes& path : paths) files.emplace_back(path.c_str(), path.size());
   auto values = to_metadata(metadata);
@@ -128,7 +128,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
       .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); });
   m.def("make_engine", make_engine, "paths"_a, "tensors"_a, "metadata"_a, "n_ctx"_a, "n_threads"_a, "cache_type_k"_a,
-        "cache_type_v"_a, "isa"_a,
+        "cache_type_v"_a, "isa"_a, "precise"_a = false,
         "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).");
 
   nb::class_<SessionHandle>(m, "Session", "One sequence: a KV cache of an engine.")

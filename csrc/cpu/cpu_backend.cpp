@@ -49,28 +49,42 @@ void CpuBackend::rms_norm(const float* x, const float* weight, float eps, int n,
   });
 }
 
-void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
-  const int64_t n_cols = products.front().weight->n_cols;
-  const int64_t stride = kernels_.activation_bytes(n_cols);
-  const bool quantized =
-      std::ranges::any_of(products, [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; });
-  if (quantized) {
+const std::byte* CpuBackend::quantize(const float* x, int n, int64_t n_cols, bool decode) {
+  if (decode) {
+    const int64_t stride = kernels_.activation_bytes(n_cols);
     std::byte* out = activations_.grow(size_t(n) * size_t(stride));
     for_ranges(n, kElementGrain / n_cols, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) kernels_.quantize_activations(x + t * n_cols, n_cols, out + t * stride);
     });
+    return out;
   }
+  const PrefillActivations& p = kernels_.prefill_activations[int(prefill_bits_)];
+  std::byte* out = activations_.grow(size_t(p.bytes(n_cols, n)));
+  for_ranges((n + p.tokens - 1) / p.tokens, kElementGrain / (p.tokens * n_cols), [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) p.quantize(x, n_cols, n, tile, out);
+  });
+  return out;
+}
+
+void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
+  const int64_t n_cols = products.front().weight->n_cols;
+  const int64_t stride = kernels_.activation_bytes(n_cols);
+  const auto is_affine = [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; };
+  const std::byte* quantized = std::ranges::any_of(products, is_affine) ? quantize(x, n, n_cols, decode) : nullptr;
+  int64_t all_rows = 0;
+  for (const Product& p : products) all_rows += p.weight->n_rows;
   std::vector<MatmulTask> tasks;
   const int rows_at_once = decode ? kDecodeRows : n;
   for (const Product& p : products) {
-    const bool affine = p.weight->format->kind == formats::Kind::kAffine;
-    const std::byte* input = affine ? activations_.get() : reinterpret_cast<const std::byte*>(x);
+    const bool affine = is_affine(p);
+    const std::byte* input = affine ? quantized : reinterpret_cast<const std::byte*>(x);
     const int64_t x_stride = affine ? stride : n_cols * int64_t(sizeof(float));
     const int64_t m = p.weight->n_rows;
-    int64_t step = decode ? decode_rows(*p.weight) : kernels_.gemm_rows;
+    int64_t step = decode ? decode_rows(*p.weight) : kernels_.prefill_rows;
+    const int64_t least = decode ? 16 : kernels_.panel_rows;
     // Small matrices: smaller tasks, so that every thread has some and the last one is not waited for.
-    while (step > 16 && m / step < 4 * pool_.n_threads()) step /= 2;
-    step = std::max<int64_t>(16, step / 16 * 16);
+    while (step > least && all_rows / step < 4 * pool_.n_threads()) step /= 2;
+    step = std::max(least, step / least * least);
     for (int first = 0; first < n; first += rows_at_once) {
       const int count = std::min(rows_at_once, n - first);
       for (int64_t r = 0; r < m; r += step)
@@ -81,7 +95,7 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
   pool_.run(int(tasks.size()), [&](int i) {
     const MatmulTask& task = tasks[size_t(i)];
     const int format = format_index(task.w->format);
-    (decode ? kernels_.decode[format] : kernels_.prefill[format])(task);
+    (decode ? kernels_.decode[format] : kernels_.prefill[int(prefill_bits_)][format])(task);
   });
 }
 

@@ -14,7 +14,9 @@ namespace gristmill::cpu {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Kernels& kernels, int n_threads) : kernels_(kernels), pool_(n_threads) {}
+  // prefill_bits: of the activations that quantized weights are multiplied with in prefill.
+  CpuBackend(const Kernels& kernels, int n_threads, ActivationBits prefill_bits = ActivationBits::k8)
+      : kernels_(kernels), prefill_bits_(prefill_bits), pool_(n_threads) {}
 
   int n_threads() const override { return pool_.n_threads(); }
 
@@ -45,7 +47,11 @@ class CpuBackend final : public Backend {
     pool_.run(int(pieces), [&](int i) { f(n * i / pieces, n * (i + 1) / pieces); });
   }
 
+  // Quantized x for products with such weights; what MatmulTask::x points to.
+  const std::byte* quantize(const float* x, int n, int64_t n_cols, bool decode);
+
   const Kernels& kernels_;
+  const ActivationBits prefill_bits_;
   ThreadPool pool_;
   AlignedBuffer<std::byte> activations_;
   AlignedBuffer<float> partials_;

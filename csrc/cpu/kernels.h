@@ -17,12 +17,17 @@ constexpr int kDecodeRows = 8;
 // Positions of one piece of attention; pieces are the same whatever the number of threads, so sums are too.
 constexpr int64_t kAttentionChunk = 512;
 
+// Bits of the activations that prefill multiplies quantized weights with. Decoding always takes 15: it waits for
+// memory.
+enum class ActivationBits { k8, k15 };
+constexpr int kActivationWidths = 2;
+
 // One piece of a product: rows [row_begin, row_end) of w for every row of x.
 struct MatmulTask {
   const Weight* w;
   int64_t row_begin, row_end;
   const std::byte* x;  // quantized activations of this set, or float32 where the format is Kind::kFloat
-  int64_t x_stride;    // bytes a row
+  int64_t x_stride;    // bytes a row, where x has rows: in decoding and for Kind::kFloat
   int n;               // rows of x
   const float* bias;   // [w->n_rows] or nullptr
   float* y;            // [n, w->n_rows]
@@ -46,16 +51,26 @@ struct AttentionTask {
   float* acc;  // [n_queries, head_dim_v] out: sum of exp(score - max) v
 };
 
+// Activations of a whole batch, in the order that this set's prefill wants them.
+struct PrefillActivations {
+  int bits;    // that a value really has: 15 also where a set has no faster way
+  int tokens;  // of a tile, which is what one call quantizes
+  int64_t (*bytes)(int64_t n_cols, int64_t n_tokens);
+  // Tile `tile` of x [n_tokens, n_cols], into its place in out.
+  void (*quantize)(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out);
+};
+
 struct Kernels {
   const char* name;
-  // Rows of weights that a prefill task should take together.
-  int gemm_rows;
+  // Rows of weights that a prefill task should take together, and what they should be a multiple of.
+  int prefill_rows, panel_rows;
   // Activations that share a scale: what bounds the error of a product.
   int activation_group;
   int64_t (*activation_bytes)(int64_t n_cols);
   void (*quantize_activations)(const float* x, int64_t n_cols, std::byte* out);
-  MatmulFunction decode[kFormats];   // n <= kDecodeRows
-  MatmulFunction prefill[kFormats];  // any n
+  PrefillActivations prefill_activations[kActivationWidths];  // by ActivationBits
+  MatmulFunction decode[kFormats];                            // n <= kDecodeRows
+  MatmulFunction prefill[kActivationWidths][kFormats];        // any n
   void (*attention)(const AttentionTask&);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*rope)(float* head, int dims, const float* cos_sin, RopeStyle style);

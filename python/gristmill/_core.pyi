@@ -24,6 +24,11 @@ def activation_group(isa: str) -> int:
     How many activations share a scale in products with quantized weights; 0 for a whole row.
     """
 
+def prefill_bits(isa: str) -> int:
+    """
+    Bits of an activation that mode "prefill" multiplies quantized weights with: 8, or 15 as the others.
+    """
+
 def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int) -> tuple:
     """
     Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).
@@ -113,7 +118,7 @@ class Engine:
     @property
     def unused_tensors(self) -> list[str]: ...
 
-def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str) -> Engine:
+def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str, precise: bool = False) -> Engine:
     """
     Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).
     """

@@ -36,6 +36,7 @@ def load(
     overrides: Mapping[str, bool | int | float | str] | None = None,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
+    precise: bool = False,
 ) -> Model:
     """Map a GGUF file and make it ready to run.
 
@@ -49,6 +50,8 @@ def load(
         overrides: Metadata values to use instead of the file's, by full key. A key that nothing reads warns.
         cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
         cache_type_v: The same for values.
+        precise: Multiply quantized weights with activations of 15 bits in prefill too, as decoding always
+            does. By default prefill takes 8 bits and a few of a token's values exactly, which is faster.
 
     Raises:
         GGUFError: The file is malformed, truncated, or its metadata and tensors contradict each other.
@@ -75,7 +78,7 @@ def load(
     with GGUFFile.open(path) as file:
         if not file.tensors:
             raise file_error(file.path, "holds a vocabulary and no tensors, so there is no model to run")
-        return Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v)
+        return Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v, precise)
 
 
 class Model:
@@ -93,6 +96,8 @@ class Model:
     """How sessions keep keys: ``"f16"``, ``"f32"`` or ``"q8_0"``."""
     cache_type_v: str
     """How sessions keep values."""
+    precise: bool
+    """Whether prefill takes activations of 15 bits, as decoding does."""
 
     def __init__(
         self,
@@ -102,11 +107,13 @@ class Model:
         overrides: Mapping[str, bool | int | float | str] | None,
         cache_type_k: str,
         cache_type_v: str,
+        precise: bool,
     ) -> None:
         self.path = file.path
         self.metadata = file.metadata.with_overrides(overrides)
         self.tensors = file.tensors
         self.cache_type_k, self.cache_type_v = cache_type_k, cache_type_v
+        self.precise = precise
         self.engine = _core.make_engine(
             [os.fsencode(p) for p in file.paths],
             [(t.name, t.type_id, t.shape, t.file_index, t.offset) for t in file.tensors.values()],
@@ -116,6 +123,7 @@ class Model:
             cache_type_k,
             cache_type_v,
             "",
+            precise,
         )
         self._warn_about(overrides or {})
 

@@ -3,7 +3,7 @@
 
     tests/cuda/check_kernels.py [--arch 80 90a ...] [--table] [FILE.cu ...]
 
-Needs nvcc and no GPU. Registers themselves are bounded by the launch bounds that each kernel states: a kernel that does
+Needs nvcc and no GPU. Registers are bounded by the launch bounds that each kernel states: a kernel that does
 not fit spills, and is found here.
 """
 

@@ -72,6 +72,23 @@ void check_format(const formats::FormatInfo& format, int64_t n_rows, int64_t n_c
   }
 }
 
+// Rows of the matrix, bit for bit as the format's own header gives them (-0 may become +0).
+void check_rows(const formats::FormatInfo& format, int64_t n_cols) {
+  const HostMatrix host = make_matrix(format, 37, n_cols, 9);
+  const DeviceMatrix device(host);
+  const std::vector<int32_t> rows = {36, 0, 17, 17, 8};
+  const auto ids = make_device<int32_t>(rows.size());
+  copy_to_device(ids.get(), rows.data(), rows.size() * sizeof(int32_t), nullptr);
+  const auto out = make_device<float>(rows.size() * size_t(n_cols));
+  dequantize_rows(device.matrix, ids.get(), int(rows.size()), out.get(), nullptr);
+  for (size_t i = 0; i < rows.size(); ++i)
+    for (int64_t k = 0; k < n_cols; ++k) {
+      const float expected = host.values[size_t(rows[i] * n_cols + k)], got = out[i * size_t(n_cols) + size_t(k)];
+      CHECK(got == expected, "%s: row %d, column %d is %a, not %a", std::string(format.name).c_str(), rows[i], int(k),
+            double(got), double(expected));
+    }
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
@@ -83,6 +100,7 @@ int main() {
       cuda::test::check_format<id>(*f, 37, narrow, 0);
       cuda::test::check_format<id>(*f, 48, 256, 16);
     });
+    cuda::test::check_rows(*f, narrow);
     CHECK(found && cuda::tile_bytes(f->id) > 0, "%s has no tiles", std::string(f->name).c_str());
   }
   return test::failures("test_repack");

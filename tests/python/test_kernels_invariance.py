@@ -132,7 +132,7 @@ def test_arguments_that_do_not_fit() -> None:
         quants.matmul(packed, "Q8_0", (3, 64), x[:, :32])
     with refused("x must be an array of real numbers", "complex"):
         quants.matmul(packed, "Q8_0", (3, 64), x.astype(complex))
-    with refused("mode", "decode, prefill or auto", "both"):
+    with refused("mode", "decode, prefill, precise or auto", "both"):
         quants.matmul(packed, "Q8_0", (3, 64), x, mode="both")
     with refused("sse9"):
         quants.matmul(packed, "Q8_0", (3, 64), x, isa="sse9")

@@ -20,6 +20,8 @@
 #define SMEM(type, name)                                              \
   extern __shared__ __align__(1024) unsigned char gristmill_shared[]; \
   type* const name = reinterpret_cast<type*>(gristmill_shared)
+// A struct of parameters that is read where it lies, also by a variable index.
+#define GRID_CONSTANT const __grid_constant__
 #define UNROLL _Pragma("unroll")
 
 namespace gristmill::cuda {

@@ -90,6 +90,8 @@ DEVICE void fence_proxy_async() {
 #endif
 }
 
+// Past L1: what other blocks wrote and announced.
+DEVICE float load_coherent(const float* p) { return __ldcg(p); }
 DEVICE void fence_device() { __threadfence(); }
 DEVICE unsigned atomic_add(unsigned* p, unsigned v) { return atomicAdd(p, v); }
 

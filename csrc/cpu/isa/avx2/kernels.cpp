@@ -10,14 +10,19 @@ namespace {
 struct Set {
   using Vec = Avx2Vec;
   static constexpr const char* kName = "avx2";
-  static constexpr int kGemmRows = kPanels * kPanelRows, kActivationGroup = 32;
+  static constexpr int kPrefillRows = kPanels * cpu::kPanelRows, kPanelRows = kPrefillRows, kActivationGroup = 32;
   static constexpr auto activation_bytes = cpu::activation_bytes;
   static constexpr auto quantize_activations = cpu::quantize_activations;
   template <class Format>
   static void decode(const MatmulTask& task) {
     decode_affine<Format>(task);
   }
-  template <class Format>
+  // 15 bits whatever is asked for.
+  template <ActivationBits>
+  static constexpr PrefillActivations prefill_activations() {
+    return row_activations<Set>();
+  }
+  template <class Format, ActivationBits>
   static void prefill(const MatmulTask& task) {
     prefill_affine<Format>(task);
   }

@@ -300,16 +300,21 @@ struct Unpack<formats::Q6_K> : UnpackSuper16<formats::Q6_K> {
   }
 };
 
+// Q3_K's twelve bytes (formats/q3_k.h): sixteen codes of 6 bits.
+inline __m128i q3_k_scales(const uint8_t* bytes) {
+  uint32_t w[3];
+  std::memcpy(w, bytes, 12);
+  const __m128i low = _mm_setr_epi32(int(w[0] & 0x0f0f0f0fu), int(w[1] & 0x0f0f0f0fu), int((w[0] >> 4) & 0x0f0f0f0fu),
+                                     int((w[1] >> 4) & 0x0f0f0f0fu));
+  const __m128i high =
+      _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(int(w[2])), _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
+  return _mm_or_si128(low, _mm_slli_epi16(high, 4));
+}
+
 template <>
 struct Unpack<formats::Q3_K> : UnpackSuper16<formats::Q3_K> {
   Unpack(const Block* b, const Block*) {
-    uint32_t w[3];
-    std::memcpy(w, b->scales, 12);
-    const __m128i low = _mm_setr_epi32(int(w[0] & 0x0f0f0f0fu), int(w[1] & 0x0f0f0f0fu), int((w[0] >> 4) & 0x0f0f0f0fu),
-                                       int((w[1] >> 4) & 0x0f0f0f0fu));
-    const __m128i high =
-        _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(int(w[2])), _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
-    const __m128i code = _mm_or_si128(low, _mm_slli_epi16(high, 4));
+    const __m128i code = q3_k_scales(b->scales);
     const __m512i centred = _mm512_sub_epi32(_mm512_cvtepu8_epi32(code), _mm512_set1_epi32(32));
     const __m512 scale = _mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(half(b->d)));
     minimum = _mm512_mul_ps(scale, _mm512_set1_ps(-4.0f));

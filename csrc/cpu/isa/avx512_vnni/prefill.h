@@ -1,161 +1,194 @@
-// Prefill: a panel of 16 rows is unpacked once per piece of k into bytes, four k of each row side by side,
-//     panel[k / 4][16 rows][4]      scale[group][16 rows], minimum[group][16 rows]
-// and serves every token: vpdpbusd's 16 lanes are 16 rows, its activation operand is one 4-byte broadcast from memory.
+// Prefill: panels of 16 rows (panel.h) times tiles of four tokens (tile.h). The inner loop holds three panels by four
+// tokens of integer sums in registers; one broadcast from memory feeds three vpdpbusd. Panels of a piece stay in L1 for
+// all tokens of the batch, its activations and the sums of a block of rows in L2.
 #pragma once
 
 #include <algorithm>
 
-#include "cpu/isa/avx512_vnni/decode_formats.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/avx512_vnni/panel.h"
 
 namespace gristmill::cpu {
 namespace {
 
-constexpr int kPanelRows = 16;
-constexpr int kPanels = 4;         // that share a tile of activations while it is in L1
-constexpr int64_t kPieceK = 1024;  // weights of a row in a piece: 16 KiB a panel
-constexpr int kTokens = 8;         // of a tile: 8 sums of integers and 8 of floats stay in registers
-
-// 16 rows x 16 dwords -> transposed.
-inline void transpose_16x16(__m512i (&r)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
-
-template <int kGroup>
-struct Panel {
-  alignas(64) uint8_t u[kPieceK / 4][kPanelRows][4];
-  alignas(64) float scale[kPieceK / kGroup][kPanelRows];
-  alignas(64) float minimum[kPieceK / kGroup][kPanelRows];
-};
-
-// Unpacks weights [k0, k0 + n_k) of rows [r, r + n_rows); missing rows repeat the last. n_k is padded to 64.
-template <class Format>
-inline void pack_panel(const Weight& w, int64_t r, int n_rows, int64_t k0, int64_t n_k, Panel<Format::kGroup>& panel) {
-  using U = Unpack<Format>;
-  using Block = typename Format::Block;
-  constexpr int kBlocks = U::kWeights / Format::kBlockSize, kGroups = 64 / Format::kGroup;
-  const int64_t row_bytes = w.row_bytes();
-  for (int64_t k = 0; k < n_k; k += U::kWeights) {
-    alignas(64) __m512i u[U::kChunks][16];
-    for (int i = 0; i < kPanelRows; ++i) {
-      const Block* block = reinterpret_cast<const Block*>(w.data + (r + std::min(i, n_rows - 1)) * row_bytes) +
-                           (k0 + k) / Format::kBlockSize;
-      const bool whole = k + U::kWeights <= n_k;
-      const U unpacked(block, whole ? block + (kBlocks - 1) : block);
-      alignas(64) float scale[16], minimum[16];
-      unpacked.store_minima(minimum);
-      __m512i bytes[U::kChunks], scales[U::kChunks];
-      for (int c = 0; c < U::kChunks; ++c) {
-        bytes[c] = unpacked.u[c];
-        scales[c] = _mm512_castps_si512(unpacked.s[c]);
-      }
-      U::arrange(bytes);  // back to the order of the row; lanes of scales lie as their bytes do
-      U::arrange(scales);
-      for (int c = 0; c < U::kChunks; ++c) {
-        u[c][i] = bytes[c];
-        _mm512_store_si512(scale, scales[c]);
-        for (int g = 0; g < kGroups; ++g) {
-          const int64_t at = k / Format::kGroup + c * kGroups + g;
-          panel.scale[at][i] = scale[g * 16 / kGroups];
-          panel.minimum[at][i] = minimum[c * kGroups + g];
-        }
-      }
-    }
-    for (int c = 0; c < U::kChunks; ++c) {
-      transpose_16x16(u[c]);
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(panel.u[k / 4 + 16 * c + i], u[c][i]);
-    }
-  }
-}
+constexpr int kPanels = 3;
+constexpr int64_t kBlockRows = 4 * kPanels * kPanelRows;  // that share a pass over the activations
 
 inline __m512i broadcast4(const int8_t* p) {
   int32_t four;
-  __builtin_memcpy(&four, p, 4);
+  std::memcpy(&four, p, 4);
   return _mm512_set1_epi32(four);
 }
 
-// sum[t][16 rows] += panel . x[t] for T tokens over weights [k0, k0 + n_k) of the row.
-template <int kGroup, int T>
-inline void multiply_panel(const Panel<kGroup>& panel, int64_t k0, int64_t n_k, const ActivationRow* x,
-                           __m512 (&sum)[T]) {
-  for (int64_t k = 0; k < n_k; k += kGroup) {
-    const int64_t offset = (k0 + k) / 64 * 128 + (k0 + k) % 64, group = (k0 + k) / kGroup;
-    __m512i acc[T];
-    for (int t = 0; t < T; ++t) acc[t] = _mm512_setzero_si512();
-    for (int i = 0; i < kGroup / 4; ++i) {
-      const __m512i u = _mm512_load_si512(panel.u[k / 4 + i]);
-      for (int t = 0; t < T; ++t) acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(x[t].planes + offset + 4 * i));
+// Sums of one token tile with up to kPanels panels, float32 [panel][token][16 rows].
+using TileSums = float[kPanels][kTileTokens][kPanelRows];
+
+// Products of the groups' integers, then scales: sums += panels . tile over n_groups groups of 32 k.
+template <class Layout, int kPlanes, int P>
+inline void multiply_tile(const Panel* panels, const TileGroup<kPlanes>* groups, int n_groups, TileSums& sums) {
+  constexpr int T = kTileTokens, kGroup = Layout::kGroup, kHalves = 32 / kGroup;
+  __m512 s[P][T];
+#pragma GCC unroll 16
+  for (int i = 0; i < P * T; ++i) s[i / T][i % T] = _mm512_load_ps(sums[i / T][i % T]);
+  // -kZero times the sums of a token's activations, where all of them start: broadcasts from memory cost no port that
+  // multiplies, and all groups at once leave no wait between them.
+  alignas(16) int32_t offsets[kPieceGroups][kHalves][kPlanes][T];
+  if constexpr (Layout::kZero != 0) {
+    for (int g = 0; g < n_groups; ++g)
+#pragma GCC unroll 4
+      for (int i = 0; i < kHalves * kPlanes; ++i) {
+        const int half = i / kPlanes, plane = i % kPlanes;
+        const uint32_t zero = -Layout::kZero & 0xffffu;
+        const __m128i factors = _mm_set1_epi32(int(kGroup == 32 ? zero * 0x10001u : half ? zero * 0x10000u : zero));
+        const __m128i sums16 = _mm_load_si128(reinterpret_cast<const __m128i*>(groups[g].isum[plane]));
+        _mm_store_si128(reinterpret_cast<__m128i*>(offsets[g][half][plane]), _mm_madd_epi16(sums16, factors));
+      }
+  }
+  for (int g = 0; g < n_groups; ++g) {
+    const TileGroup<kPlanes>& x = groups[g];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < sizeof x; i += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(&x) + sizeof(TilePiece<kPlanes>) + i, _MM_HINT_T0);
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      __m512i acc[P][T];
+#pragma GCC unroll 2
+      for (int plane = 0; plane < kPlanes; ++plane) {
+        const int32_t* offset = offsets[g][h][plane];
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+          const __m512i start = Layout::kZero != 0 ? _mm512_set1_epi32(offset[t]) : _mm512_setzero_si512();
+#pragma GCC unroll 3
+          for (int p = 0; p < P; ++p) {
+            if (plane == 0) {
+              acc[p][t] = start;
+            } else {
+              acc[p][t] = _mm512_slli_epi32(acc[p][t], 7);
+              if (Layout::kZero != 0) acc[p][t] = _mm512_add_epi32(acc[p][t], start);
+            }
+          }
+        }
+#pragma GCC unroll 8
+        for (int i = h * kGroup / 4; i < (h + 1) * kGroup / 4; ++i) {
+          __m512i u[P];
+#pragma GCC unroll 3
+          for (int p = 0; p < P; ++p) u[p] = _mm512_load_si512(panels[p].u[8 * g + i]);
+#pragma GCC unroll 4
+          for (int t = 0; t < T; ++t) {
+            const __m512i four = broadcast4(x.q[plane][i][t]);
+#pragma GCC unroll 3
+            for (int p = 0; p < P; ++p) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], u[p], four);
+          }
+        }
+      }
+#pragma GCC unroll 3
+      for (int p = 0; p < P; ++p) {
+        const __m512 scale = _mm512_load_ps(panels[p].scale[kHalves * g + h]);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t)
+          s[p][t] =
+              _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[p][t]), _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[t])), s[p][t]);
+      }
     }
-    for (int t = 0; t < T; ++t) acc[t] = _mm512_slli_epi32(acc[t], 7);
-    for (int i = 0; i < kGroup / 4; ++i) {
-      const __m512i u = _mm512_load_si512(panel.u[k / 4 + i]);
-      for (int t = 0; t < T; ++t)
-        acc[t] = _mm512_dpbusd_epi32(acc[t], u, broadcast4(x[t].planes + offset + 64 + 4 * i));
+    if constexpr (Layout::kHasMin) {
+      constexpr int kMinHalves = 32 / Layout::kMinGroup;
+      alignas(16) float halves[2][T];
+      if constexpr (kMinHalves == 2) {
+        for (int h = 0; h < 2; ++h) {
+          const __m128i one = _mm_set1_epi32(h ? 0x10000 : 1);
+          __m128i sum = _mm_setzero_si128();
+          for (int plane = 0; plane < kPlanes; ++plane)
+            sum = _mm_add_epi32(_mm_slli_epi32(sum, 7),
+                                _mm_madd_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(x.isum[plane])), one));
+          _mm_store_ps(halves[h], _mm_mul_ps(_mm_cvtepi32_ps(sum), _mm_load_ps(x.scale)));
+        }
+      }
+#pragma GCC unroll 2
+      for (int h = 0; h < kMinHalves; ++h) {
+        const float* sum = kMinHalves == 2 ? halves[h] : x.sum;
+#pragma GCC unroll 3
+        for (int p = 0; p < P; ++p) {
+          const __m512 minimum = _mm512_load_ps(panels[p].minimum[kMinHalves * g + h]);
+#pragma GCC unroll 4
+          for (int t = 0; t < T; ++t) s[p][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum[t]), s[p][t]);
+        }
+      }
     }
-    const __m512 scale = _mm512_load_ps(panel.scale[k / kGroup]), minimum = _mm512_load_ps(panel.minimum[k / kGroup]);
-    for (int t = 0; t < T; ++t) {
-      const float activation_sum = kGroup == 32 ? x[t].sum32[group] : x[t].sum16[group];
-      sum[t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(activation_sum), sum[t]);
-      const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x[t].scale[(k0 + k) / 32]));
-      sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]), both, sum[t]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < P * T; ++i) _mm512_store_ps(sums[i / T][i % T], s[i / T][i % T]);
+}
+
+// The upper bits of a tile's outliers: 128 scale * high * weight for one column each.
+template <class Layout>
+inline void add_outliers(const Panel* panels, int n_panels, const TilePiece<1>& piece, TileSums& sums) {
+  for (int i = 0; i < piece.n_outliers; ++i) {
+    const TileOutlier& o = piece.outlier[i];
+    const __m512 size = _mm512_set1_ps(128.0f * piece.group[o.k / 32].scale[o.token]);
+    const __m512i high = _mm512_set1_epi32(int(uint32_t(uint8_t(o.high)) << (o.k % 4 * 8)));
+    const __m512i offset = _mm512_set1_epi32(-Layout::kZero * o.high);
+    for (int p = 0; p < n_panels; ++p) {
+      const Panel& panel = panels[p];
+      const __m512i product = _mm512_dpbusd_epi32(offset, _mm512_load_si512(panel.u[o.k / 4]), high);
+      __m512 weight = _mm512_mul_ps(_mm512_cvtepi32_ps(product), _mm512_load_ps(panel.scale[o.k / Layout::kGroup]));
+      if constexpr (Layout::kHasMin)
+        weight = _mm512_fmadd_ps(_mm512_load_ps(panel.minimum[o.k / Layout::kMinGroup]), _mm512_set1_ps(float(o.high)),
+                                 weight);
+      float* sum = sums[p][o.token];
+      _mm512_store_ps(sum, _mm512_fmadd_ps(weight, size, _mm512_load_ps(sum)));
     }
   }
 }
 
-template <class Format>
+template <class Format, int kPlanes>
 void prefill_affine(const MatmulTask& task) {
-  constexpr int kGroup = Format::kGroup;
+  using Layout = PanelLayout<Format>;
+  using Piece = TilePiece<kPlanes>;
   const Weight& w = *task.w;
-  const int64_t m = w.n_rows;
-  auto* panels = reinterpret_cast<Panel<kGroup>*>(thread_scratch(sizeof(Panel<kGroup>) * kPanels));
-  for (int64_t r0 = task.row_begin; r0 < task.row_end; r0 += kPanels * kPanelRows) {
-    const int n_panels = int(std::min<int64_t>(kPanels, (task.row_end - r0 + kPanelRows - 1) / kPanelRows));
-    const auto rows_of = [&](int p) { return int(std::min<int64_t>(kPanelRows, task.row_end - r0 - p * kPanelRows)); };
-    for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK) {
-      const int64_t n_k = std::min(kPieceK, w.n_cols - k0);
-      for (int p = 0; p < n_panels; ++p) pack_panel<Format>(w, r0 + p * kPanelRows, rows_of(p), k0, n_k, panels[p]);
-      const auto tokens = [&]<int T>(int t) {
-        ActivationRow x[T];
-        for (int j = 0; j < T; ++j) x[j] = ActivationRow::at(task.x + (t + j) * task.x_stride, w.n_cols);
-        for (int p = 0; p < n_panels; ++p) {
-          const __mmask16 mask = __mmask16((1u << rows_of(p)) - 1);
-          const int64_t r = r0 + p * kPanelRows;
-          __m512 sum[T];
-          for (int j = 0; j < T; ++j) {
-            const float* from = k0 ? task.y + int64_t(t + j) * m + r : task.bias ? task.bias + r : nullptr;
-            sum[j] = from ? _mm512_maskz_loadu_ps(mask, from) : _mm512_setzero_ps();
+  const int64_t m = w.n_rows, tiles = n_tiles(task.n);
+  const auto* x = reinterpret_cast<const Piece*>(task.x);
+  constexpr int64_t kMaxTrios = kBlockRows / (kPanels * kPanelRows);
+  const size_t sums_bytes = size_t(kMaxTrios * tiles) * sizeof(TileSums);
+  std::byte* scratch = thread_scratch(sums_bytes + kPanels * sizeof(Panel));
+  auto* sums = reinterpret_cast<TileSums*>(scratch);  // [trio of panels][tile]
+  auto* panels = reinterpret_cast<Panel*>(scratch + sums_bytes);
+  for (int64_t r0 = task.row_begin; r0 < task.row_end; r0 += kBlockRows) {
+    const int64_t r1 = std::min(task.row_end, r0 + kBlockRows);
+    const int64_t trios = (r1 - r0 + kPanels * kPanelRows - 1) / (kPanels * kPanelRows);
+    std::memset(static_cast<void*>(sums), 0, size_t(trios * tiles) * sizeof(TileSums));
+    for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += tiles) {
+      const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
+      const int n_groups = int((n_k + 31) / 32);
+      for (int64_t trio = 0; trio < trios; ++trio) {
+        const int64_t r = r0 + trio * kPanels * kPanelRows;
+        const int n_panels = int(std::min<int64_t>(kPanels, (r1 - r + kPanelRows - 1) / kPanelRows));
+        for (int p = 0; p < n_panels; ++p)
+          pack_panel<Format>(w, r + p * kPanelRows, int(std::min<int64_t>(kPanelRows, r1 - r - p * kPanelRows)), k0,
+                             n_k, panels[p]);
+        const auto all_tiles = [&]<int P>() {
+          for (int64_t tile = 0; tile < tiles; ++tile) {
+            TileSums& to = sums[trio * tiles + tile];
+            multiply_tile<Layout, kPlanes, P>(panels, x[tile].group, n_groups, to);
+            if constexpr (kPlanes == 1) add_outliers<Layout>(panels, P, x[tile], to);
           }
-          multiply_panel<kGroup, T>(panels[p], k0, n_k, x, sum);
-          for (int j = 0; j < T; ++j) _mm512_mask_storeu_ps(task.y + int64_t(t + j) * m + r, mask, sum[j]);
-        }
-      };
-      int t = 0;
-      for (; t + kTokens <= task.n; t += kTokens) tokens.template operator()<kTokens>(t);
-      for (; t + 2 <= task.n; t += 2) tokens.template operator()<2>(t);
-      for (; t < task.n; ++t) tokens.template operator()<1>(t);
+        };
+        n_panels == 3   ? all_tiles.template operator()<3>()
+        : n_panels == 2 ? all_tiles.template operator()<2>()
+                        : all_tiles.template operator()<1>();
+      }
     }
+    x -= n_pieces(w.n_cols) * tiles;
+    for (int64_t t = 0; t < task.n; ++t)
+      for (int64_t trio = 0; trio < trios; ++trio) {
+        const auto& from = sums[trio * tiles + t / kTileTokens];
+#pragma GCC unroll 3
+        for (int p = 0; p < kPanels; ++p) {
+          const int64_t r = r0 + (trio * kPanels + p) * kPanelRows;
+          const __mmask16 mask = first_lanes(r1 - r);
+          __m512 y = _mm512_load_ps(from[p][t % kTileTokens]);
+          if (task.bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, task.bias + r));
+          _mm512_mask_storeu_ps(task.y + t * m + r, mask, y);
+        }
+      }
   }
 }
 

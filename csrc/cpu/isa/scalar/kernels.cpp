@@ -74,14 +74,19 @@ void matmul_affine(const MatmulTask& task) {
 struct Set {
   using Vec = ScalarVec;
   static constexpr const char* kName = "scalar";
-  static constexpr int kGemmRows = 16, kActivationGroup = 32;
+  static constexpr int kPrefillRows = 16, kPanelRows = 16, kActivationGroup = 32;
   static constexpr auto activation_bytes = cpu::activation_bytes;
   static constexpr auto quantize_activations = cpu::quantize_activations;
   template <class Format>
   static void decode(const MatmulTask& task) {
     matmul_affine<Format>(task);
   }
-  template <class Format>
+  // 15 bits whatever is asked for.
+  template <ActivationBits>
+  static constexpr PrefillActivations prefill_activations() {
+    return row_activations<Set>();
+  }
+  template <class Format, ActivationBits>
   static void prefill(const MatmulTask& task) {
     matmul_affine<Format>(task);
   }

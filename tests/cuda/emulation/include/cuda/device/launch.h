@@ -12,6 +12,7 @@
 #define DEVICE inline __attribute__((always_inline))
 #define HOST_DEVICE inline __attribute__((always_inline))
 #define SMEM(type, name) type* const name = reinterpret_cast<type*>(::gristmill::cuda::emulation::shared_memory())
+#define GRID_CONSTANT const
 #define UNROLL
 
 // CUDA's vector types, with its alignment.

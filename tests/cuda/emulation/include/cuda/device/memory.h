@@ -50,6 +50,7 @@ inline void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* barr
 }
 inline void fence_proxy_async() {}
 
+inline float load_coherent(const float* p) { return *p; }
 inline void fence_device() {}
 inline unsigned atomic_add(unsigned* p, unsigned v) {
   const unsigned old = *p;
