@@ -41,12 +41,17 @@ endif()
 message(STATUS "gristmill: CUDA ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
 
 file(GLOB GRISTMILL_CUDA_SOURCES CONFIGURE_DEPENDS
-  csrc/cuda/*.cu csrc/cuda/*.cpp csrc/cuda/driver/*.cu csrc/cuda/driver/*.cpp)
-add_library(gristmill_cuda MODULE ${GRISTMILL_CUDA_SOURCES})
-set_target_properties(gristmill_cuda PROPERTIES
-  PREFIX "" OUTPUT_NAME "_cuda" CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 20)
-target_link_libraries(gristmill_cuda PRIVATE gristmill_objects)
+  csrc/cuda/*.cu csrc/cuda/*.cpp csrc/cuda/driver/runtime.cu)
+add_library(gristmill_cuda_objects STATIC ${GRISTMILL_CUDA_SOURCES})
+set_target_properties(gristmill_cuda_objects PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 20)
+target_link_libraries(gristmill_cuda_objects PUBLIC gristmill_objects)
 # No contraction, as on the host: the emulation's results are then the device's.
-target_compile_options(gristmill_cuda PRIVATE
+target_compile_options(gristmill_cuda_objects PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xcompiler=-fvisibility=hidden,-Wall -Xcudafe=--diag_suppress=177>)
+
+add_library(gristmill_cuda MODULE csrc/cuda/driver/entry.cpp)
+set_target_properties(gristmill_cuda PROPERTIES
+  PREFIX "" OUTPUT_NAME "_cuda" LINKER_LANGUAGE CUDA CUDA_RUNTIME_LIBRARY Static)
+target_link_libraries(gristmill_cuda PRIVATE gristmill_cuda_objects)
+target_link_options(gristmill_cuda PRIVATE -Wl,--no-undefined -Wl,--exclude-libs,ALL)
 install(TARGETS gristmill_cuda LIBRARY DESTINATION gristmill)

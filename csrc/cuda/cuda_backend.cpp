@@ -44,13 +44,9 @@ std::shared_ptr<const float[]> CudaBackend::upload_vector(const Weight& w) {
 
 Weight CudaBackend::upload_matrix(const Weight& w) {
   if (!w) return w;
-  const auto [it, is_new] = uploaded_.try_emplace(w.data, w);
-  if (is_new) {
-    use();
-    matrices_.push_back(upload_tiles(w, stream_));
-    it->second.data = matrices_.back().get();
-  }
-  return it->second;
+  use();
+  matrices_.push_back(upload_tiles(w, stream_));
+  return {w.format, matrices_.back().get(), w.n_rows, w.n_cols};
 }
 
 std::unique_ptr<KvCache> CudaBackend::make_cache(const KvShape& shape) {
@@ -93,6 +89,13 @@ QuantizedRows CudaBackend::quantized(const float* x, int n, int64_t n_cols) {
   return q;
 }
 
+HalfRows CudaBackend::halves(const float* x, int n, int64_t n_cols) {
+  const int64_t padded = padded_columns(n_cols);
+  const HalfRows h{halves_.grow(size_t(n * padded)), half_scales_.grow(size_t(n)), padded};
+  convert_rows(x, n, n_cols, {nullptr, {}, h}, stream_);
+  return h;
+}
+
 unsigned* CudaBackend::counters(size_t n) {
   if (n > counters_.size()) {
     counters_.grow(n);
@@ -101,17 +104,22 @@ unsigned* CudaBackend::counters(size_t n) {
   return counters_.get();
 }
 
-void CudaBackend::matmul(std::span<const Product> products, const float* x, int n, bool /*decode*/) {
+void CudaBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
   const int64_t n_cols = products.front().weight->n_cols;
-  DecodeInput input{x, {}};
-  if (!std::ranges::all_of(products, [](const Product& p) { return reads_floats(*p.weight); }))
-    input.quantized = quantized(x, n, n_cols);
   std::vector<DeviceProduct> work;
   int64_t row_tiles = 0;
   for (const Product& p : products) {
     work.push_back({matrix_of(*p.weight), p.bias, p.y});
     row_tiles += work.back().matrix.row_tiles();
   }
+  if (!decode) {
+    uint16_t* scratch = scratch_.grow(size_t(prefill_scratch(device_, n_cols)));
+    prefill_matmul(work, halves(x, n, n_cols), n, scratch, device_, stream_);
+    return;
+  }
+  DecodeInput input{x, {}};
+  if (!std::ranges::all_of(products, [](const Product& p) { return reads_floats(*p.weight); }))
+    input.quantized = quantized(x, n, n_cols);
   const DecodeWorkspace space{partials_.grow(size_t(decode_partials(device_))), counters(size_t(row_tiles))};
   decode_matmul(work, input, n, space, device_, false, stream_);
 }

@@ -2,7 +2,6 @@
 // turned into tiles as they are uploaded.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <vector>
 
@@ -64,16 +63,15 @@ class CudaBackend final : public Backend {
   // Small arrays of a pass, copied in one piece.
   template <class T>
   const T* send(Buffer<T>& to, const std::vector<T>& values);
-  // x in the form that quantized weights are multiplied with. What was made last is kept: the products of one norm
-  // share it.
+  // x in the forms that the products of decoding and of prefill read.
   QuantizedRows quantized(const float* x, int n, int64_t n_cols);
+  HalfRows halves(const float* x, int n, int64_t n_cols);
   unsigned* counters(size_t n);
   void use() const { set_device(device_.index); }
 
   DeviceInfo device_;
   Stream stream_ = nullptr;
   std::vector<DevicePointer<std::byte>> matrices_;
-  std::map<const std::byte*, Weight> uploaded_;  // by the file's bytes: tied tensors are one matrix
 
   // The pass.
   Buffer<int32_t> ids_, positions_, sequences_, rows_;
@@ -85,6 +83,8 @@ class CudaBackend final : public Backend {
   Buffer<int32_t> sums_;
   Buffer<unsigned> counters_;
   Buffer<std::byte> attention_space_;
+  Buffer<uint16_t> halves_, scratch_;
+  Buffer<float> half_scales_;
 };
 
 }  // namespace gristmill::cuda

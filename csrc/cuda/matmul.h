@@ -34,4 +34,10 @@ int64_t decode_partials(const DeviceInfo& device);
 void decode_matmul(std::span<const DeviceProduct> products, const DecodeInput& x, int n,
                    const DecodeWorkspace& workspace, const DeviceInfo& device, bool dependent, Stream stream);
 
+// For many rows at once: activations and dequantized weights are rounded to halves, sums are float32. A row's bits do
+// not depend on the others. scratch: prefill_scratch() halves.
+int64_t prefill_scratch(const DeviceInfo& device, int64_t n_cols);
+void prefill_matmul(std::span<const DeviceProduct> products, const HalfRows& x, int n, uint16_t* scratch,
+                    const DeviceInfo& device, Stream stream);
+
 }  // namespace gristmill::cuda

@@ -51,7 +51,7 @@ def choose(device: str, n_gpu_layers: int | None, n_layer: int | None) -> str:
         return device
     if device != "cpu" and not why_no_gpu():
         raise ArgumentError(
-            f"n_gpu_layers, expected 0 or at least the model's {n_layer}, got {n_gpu_layers}: this version runs "
-            "a model on one device as a whole"
+            f"n_gpu_layers, expected 0 or at least the model's {n_layer}, got {n_gpu_layers}: "
+            "a model runs on one device as a whole"
         )
     return device

@@ -8,6 +8,7 @@
 #include "check.h"
 #include "cuda/tile_layout.h"
 #include "emulation/block.h"
+#include "quantize.h"
 
 namespace gristmill::cuda::test {
 namespace {
@@ -35,9 +36,10 @@ template <class T>
 std::vector<uint8_t> unpack(const Matrix& m) {
   const int64_t tiles = m.column_tiles(), blocks = tiles * T::kBlocks;
   std::vector<uint8_t> bytes(size_t(m.row_tiles() * kTileRows * blocks * T::kBlockBytes));
+  const std::vector<std::byte> all = to_host(m.tiles, size_t(m.row_tiles() * tiles * T::kTileBytes));
   for (int64_t r = 0; r < m.row_tiles() * kTileRows; ++r)
     for (int64_t c = 0; c < tiles; ++c) {
-      const auto* tile = reinterpret_cast<const uint8_t*>(m.tiles) + (r / kTileRows * tiles + c) * T::kTileBytes;
+      const auto* tile = reinterpret_cast<const uint8_t*>(all.data()) + (r / kTileRows * tiles + c) * T::kTileBytes;
       const int row = int(r % kTileRows);
       uint8_t* block = bytes.data() + (r * blocks + c * T::kBlocks) * T::kBlockBytes;
       for (int k = 0; k < kTileColumns; ++k) unpack_weight<T>(tile, row, k, block + k / T::kBlock * T::kBlockBytes);
@@ -77,13 +79,13 @@ void check_rows(const formats::FormatInfo& format, int64_t n_cols) {
   const HostMatrix host = make_matrix(format, 37, n_cols, 9);
   const DeviceMatrix device(host);
   const std::vector<int32_t> rows = {36, 0, 17, 17, 8};
-  const auto ids = make_device<int32_t>(rows.size());
-  copy_to_device(ids.get(), rows.data(), rows.size() * sizeof(int32_t), nullptr);
+  const auto ids = to_device(rows);
   const auto out = make_device<float>(rows.size() * size_t(n_cols));
   dequantize_rows(device.matrix, ids.get(), int(rows.size()), out.get(), nullptr);
+  const std::vector<float> values = to_host(out.get(), rows.size() * size_t(n_cols));
   for (size_t i = 0; i < rows.size(); ++i)
     for (int64_t k = 0; k < n_cols; ++k) {
-      const float expected = host.values[size_t(rows[i] * n_cols + k)], got = out[i * size_t(n_cols) + size_t(k)];
+      const float expected = host.values[size_t(rows[i] * n_cols + k)], got = values[i * size_t(n_cols) + size_t(k)];
       CHECK(got == expected, "%s: row %d, column %d is %a, not %a", std::string(format.name).c_str(), rows[i], int(k),
             double(got), double(expected));
     }
