@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A table of gpu_bench's lines: ``table.py bench.jsonl``. Where a figure was measured more than once, the last counts."""
+"""A table of gpu_bench's lines: ``table.py bench.jsonl``. Of a figure measured twice, the last counts."""
 
 from __future__ import annotations
 
