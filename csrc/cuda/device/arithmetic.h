@@ -25,6 +25,12 @@ DEVICE uint32_t pack_f16(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
   return v;
 }
+// Of both halves of the registers.
+DEVICE uint32_t subtract_f16x2(uint32_t a, uint32_t b) {
+  uint32_t v;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  return v;
+}
 
 // Integer nearest to v, ties to even.
 DEVICE int round_to_int(float v) { return __float2int_rn(v); }

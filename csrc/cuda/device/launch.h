@@ -23,6 +23,7 @@
 // A struct of parameters that is read where it lies, also by a variable index.
 #define GRID_CONSTANT const __grid_constant__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_8 _Pragma("unroll 8")
 
 namespace gristmill::cuda {
 

@@ -18,6 +18,10 @@ inline uint16_t f32_to_f16(float v) { return float_to_half(v); }
 inline float bf16_to_f32(uint16_t v) { return bf16_to_float(v); }
 inline uint16_t f32_to_bf16(float v) { return float_to_bf16(v); }
 inline uint32_t pack_f16(float low, float high) { return float_to_half(low) | uint32_t(float_to_half(high)) << 16; }
+inline uint32_t subtract_f16x2(uint32_t a, uint32_t b) {
+  return pack_f16(half_to_float(uint16_t(a)) - half_to_float(uint16_t(b)),
+                  half_to_float(uint16_t(a >> 16)) - half_to_float(uint16_t(b >> 16)));
+}
 
 inline int round_to_int(float v) { return int(std::nearbyint(v)); }
 inline int dot4(uint32_t a, uint32_t b, int sum) {

@@ -14,6 +14,7 @@
 #define SMEM(type, name) type* const name = reinterpret_cast<type*>(::gristmill::cuda::emulation::shared_memory())
 #define GRID_CONSTANT const
 #define UNROLL
+#define UNROLL_8
 
 // CUDA's vector types, with its alignment.
 struct alignas(8) int2 {
