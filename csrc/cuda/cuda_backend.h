@@ -1,11 +1,16 @@
-// The seam on one GPU: every operation is a kernel or a few on one stream, in order; only downloads wait. Weights are
-// turned into tiles as they are uploaded.
+// The seam on one GPU: every operation is a kernel or a few on one stream, in order, collected in a queue until
+// something is downloaded. Weights are turned into tiles as they are uploaded.
+//
+// Neighbours are fused where the seam's order lets them: an addition with the norm that follows, a norm or gated
+// activation with the quantization of its result for the product that follows.
 #pragma once
 
 #include <memory>
+#include <variant>
 #include <vector>
 
 #include "backend.h"
+#include "cuda/command_queue.h"
 #include "cuda/cuda_kv_cache.h"
 #include "cuda/matmul.h"
 #include "cuda/runtime.h"
@@ -19,6 +24,7 @@ class CudaBackend final : public Backend {
 
   int n_threads() const override { return 1; }
   const DeviceInfo& device() const { return device_; }
+  int n_graphs() const { return queue_->n_graphs(); }
 
   std::shared_ptr<float[]> allocate(size_t n) override;
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override;
@@ -39,52 +45,64 @@ class CudaBackend final : public Backend {
   void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override;
 
  private:
-  // Device memory that grows to what is asked for; what it held is lost.
   template <class T>
-  class Buffer {
-   public:
-    T* grow(size_t n) {
-      if (n > size_) {
-        memory_.reset();
-        size_ = 0;
-        memory_ = make_device<T>(n);
-        size_ = n;
-      }
-      return memory_.get();
-    }
-    T* get() const { return memory_.get(); }
-    size_t size() const { return size_; }
-
-   private:
-    DevicePointer<T> memory_;
-    size_t size_ = 0;
+  struct Buffer {
+    DevicePointer<T> memory;
+    size_t size = 0;
+  };
+  // Held back in the hope that what follows can be fused with it.
+  struct Add {
+    float* x;
+    const float* y;
+    size_t n_elements;
+  };
+  struct Swiglu {
+    float* gate;
+    const float* up;
+    size_t n_elements;
+  };
+  // The activations that the product buffers hold now.
+  struct Prepared {
+    const float* x = nullptr;
+    int n = 0;
+    bool decode = false;
   };
 
-  // Small arrays of a pass, copied in one piece.
+  // A buffer's memory, at least n of T; growing it loses what it held.
+  template <class T>
+  T* grow(Buffer<T>& buffer, size_t n);
   template <class T>
   const T* send(Buffer<T>& to, const std::vector<T>& values);
-  // x in the forms that the products of decoding and of prefill read.
-  QuantizedRows quantized(const float* x, int n, int64_t n_cols);
-  HalfRows halves(const float* x, int n, int64_t n_cols);
   unsigned* counters(size_t n);
   void use() const { set_device(device_.index); }
+  void settle();  // queues what is held back
+  void flush(bool may_repeat);
+
+  // Room for x in the form that products of decoding, or of prefill, read.
+  RowOutputs product_rows(int n, int64_t n_cols, bool decode);
+  // Fills it, unless the kernel that made x has done so.
+  RowOutputs prepare(const float* x, int n, int64_t n_cols, bool decode);
+  void push_swiglu(const Swiglu& s, int n, const RowOutputs& out);
 
   DeviceInfo device_;
   Stream stream_ = nullptr;
+  std::unique_ptr<CommandQueue> queue_;
   std::vector<DevicePointer<std::byte>> matrices_;
 
   // The pass.
+  bool decode_ = false;
+  DeviceBatch batch_;
+  std::variant<std::monostate, Add, Swiglu> held_;
+  Prepared prepared_;
   Buffer<int32_t> ids_, positions_, sequences_, rows_;
   Buffer<std::byte*> caches_;
-  DeviceBatch batch_;
 
   Buffer<int8_t> planes_;
-  Buffer<float> scales_, partials_;
+  Buffer<float> scales_, half_scales_, partials_;
   Buffer<int32_t> sums_;
+  Buffer<uint16_t> halves_, scratch_;
   Buffer<unsigned> counters_;
   Buffer<std::byte> attention_space_;
-  Buffer<uint16_t> halves_, scratch_;
-  Buffer<float> half_scales_;
 };
 
 }  // namespace gristmill::cuda

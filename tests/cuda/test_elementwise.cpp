@@ -11,7 +11,7 @@
 #include "cpu/generic/activation_scale.h"
 #include "cuda/elementwise.h"
 #include "cuda/runtime.h"
-#include "emulation/block.h"
+#include "device_under_test.h"
 
 namespace gristmill::cuda::test {
 namespace {

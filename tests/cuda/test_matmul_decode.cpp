@@ -10,8 +10,7 @@
 #include "blocks.h"
 #include "check.h"
 #include "cuda/matmul.h"
-#include "emulation/block.h"
-#include "emulation/device.h"
+#include "device_under_test.h"
 #include "quantize.h"
 
 namespace gristmill::cuda::test {

@@ -11,7 +11,7 @@
 #include "core/half.h"
 #include "cuda/elementwise.h"
 #include "cuda/matmul.h"
-#include "emulation/block.h"
+#include "device_under_test.h"
 #include "quantize.h"
 
 namespace gristmill::cuda::test {

@@ -10,8 +10,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
 #include "cuda/cuda_backend.h"
-#include "emulation/block.h"
-#include "emulation/device.h"
+#include "device_under_test.h"
 #include "models/model.h"
 #include "tiny_model.h"
 

@@ -7,7 +7,7 @@
 #include "blocks.h"
 #include "check.h"
 #include "cuda/tile_layout.h"
-#include "emulation/block.h"
+#include "device_under_test.h"
 #include "quantize.h"
 
 namespace gristmill::cuda::test {

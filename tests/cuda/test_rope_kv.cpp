@@ -12,7 +12,7 @@
 #include "core/half.h"
 #include "cuda/elementwise.h"
 #include "cuda/runtime.h"
-#include "emulation/block.h"
+#include "device_under_test.h"
 #include "formats/q8_0.h"
 
 namespace gristmill::cuda::test {

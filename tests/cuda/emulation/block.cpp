@@ -227,6 +227,23 @@ void run_grid(const char* name, Dim3 grid, Dim3 dims, size_t shared_bytes, bool 
   block.kernel = nullptr;
 }
 
+namespace {
+bool is_recording = false;
+std::vector<std::function<void()>> recorded;
+}  // namespace
+
+void begin_recording() {
+  if (is_recording) fail(Site::current(), "a capture inside of a capture");
+  is_recording = true;
+  recorded.clear();
+}
+std::vector<std::function<void()>> end_recording() {
+  is_recording = false;
+  return std::move(recorded);
+}
+bool recording() { return is_recording; }
+void record_work(std::function<void()> work) { recorded.push_back(std::move(work)); }
+
 int lane() { return self().lane; }
 std::byte* shared_memory() { return block.shared.get(); }
 unsigned block_threads() { return block.n; }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "cuda/place.h"
 
@@ -28,6 +29,12 @@ void set_seed(uint64_t seed);
 // Runs kernel() once for every thread. Shared memory is filled with 0xff (NaN as float and as half) before each block.
 void run_grid(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, bool dependent,
               const std::function<void()>& kernel);
+
+// Launches and copies between these two are recorded and run by replay().
+void begin_recording();
+std::vector<std::function<void()>> end_recording();
+bool recording();
+void record_work(std::function<void()> work);
 
 // --- What follows is called by the running thread of a kernel.
 

@@ -1,11 +1,12 @@
 // csrc/cuda/runtime.h on host memory. "Device" memory is a heap block of the exact size, filled with 0xff; work happens
-// at once, so streams and events have nothing to do. Graphs are not emulated.
+// at once, so streams and events have nothing to do. A graph is the list of launches made while it was captured.
 #include "cuda/runtime.h"
 
 #include <cstdlib>
 #include <cstring>
 
 #include "core/error.h"
+#include "emulation/block.h"
 #include "emulation/device.h"
 
 namespace gristmill::cuda {
@@ -46,6 +47,7 @@ void set_device(int, Place) {}
 int64_t free_memory(Place) { return traits.memory_bytes - traits.used_bytes; }
 
 void* allocate_device(size_t bytes, Place place) {
+  if (emulation::recording()) emulation::fail(place, "an allocation inside of a capture");
   if (int64_t(bytes) > free_memory())
     throw DeviceError("[cuda] cudaMalloc of " + std::to_string(bytes) + " bytes (" + place.text() + "): out of memory");
   // The size lies in front, at a distance that keeps the alignment of cudaMalloc.
@@ -72,10 +74,18 @@ Stream make_stream(Place) { return token<Stream>(); }
 void destroy_stream(Stream stream) noexcept { std::free(stream); }
 void synchronize(Stream, Place) {}
 
-void copy_to_device(void* to, const void* host, size_t bytes, Stream, Place) { std::memcpy(to, host, bytes); }
-void copy_to_host(void* host, const void* from, size_t bytes, Stream, Place) { std::memcpy(host, from, bytes); }
-void copy_on_device(void* to, const void* from, size_t bytes, Stream, Place) { std::memcpy(to, from, bytes); }
-void fill(void* p, int byte, size_t bytes, Stream, Place) { std::memset(p, byte, bytes); }
+// The back end captures launches only.
+static void copy(void* to, const void* from, size_t bytes, const Place& place) {
+  if (emulation::recording()) emulation::fail(place, "a copy inside of a capture");
+  std::memcpy(to, from, bytes);
+}
+void copy_to_device(void* to, const void* host, size_t bytes, Stream, Place place) { copy(to, host, bytes, place); }
+void copy_to_host(void* host, const void* from, size_t bytes, Stream, Place place) { copy(host, from, bytes, place); }
+void copy_on_device(void* to, const void* from, size_t bytes, Stream, Place place) { copy(to, from, bytes, place); }
+void fill(void* p, int byte, size_t bytes, Stream, Place place) {
+  if (emulation::recording()) emulation::fail(place, "a fill inside of a capture");
+  std::memset(p, byte, bytes);
+}
 
 Event make_event(Place) { return token<Event>(); }
 void destroy_event(Event event) noexcept { std::free(event); }
@@ -84,9 +94,14 @@ void wait(Stream, Event, Place) {}
 void synchronize(Event, Place) {}
 float milliseconds(Event, Event, Place) { return 1.0f; }
 
-void begin_capture(Stream, Place place) { throw DeviceError("[cuda] graphs are not emulated (" + place.text() + ")"); }
-Graph end_capture(Stream, Place) { return nullptr; }
-void launch_graph(Graph, Stream, Place) {}
-void destroy_graph(Graph) noexcept {}
+struct GraphHandle {
+  std::vector<std::function<void()>> work;
+};
+void begin_capture(Stream, Place) { emulation::begin_recording(); }
+Graph end_capture(Stream, Place) { return new GraphHandle{emulation::end_recording()}; }
+void launch_graph(Graph graph, Stream, Place) {
+  for (const auto& work : graph->work) work();
+}
+void destroy_graph(Graph graph) noexcept { delete graph; }
 
 }  // namespace gristmill::cuda

@@ -47,8 +47,12 @@ struct LaunchConfig {
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
-  emulation::run_grid(name, config.grid, config.block, config.shared_bytes, config.dependent,
-                      [&] { kernel(arguments...); });
+  const auto run = [=] {
+    emulation::run_grid(name, config.grid, config.block, config.shared_bytes, config.dependent,
+                        [=] { kernel(arguments...); });
+  };
+  if (emulation::recording()) return emulation::record_work(run);
+  run();
 }
 
 }  // namespace gristmill::cuda
