@@ -236,9 +236,8 @@ void CudaBackend::matmul(std::span<const Product> products, const float* x, int 
   }
   describe();
   // Dependent launches: the weights' first tiles are on their way before the kernel ahead has ended.
-  const bool dependent = device_.major >= 9;
   queue_->push(
-      "decode_matmul", [=, this] { decode_matmul(work, input, n, space, device_, dependent, stream_); }, input.floats,
+      "decode_matmul", [=, this] { decode_matmul(work, input, n, space, device_, true, stream_); }, input.floats,
       input.quantized.planes, n, space.partials, space.counters);
 }
 
