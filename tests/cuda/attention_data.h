@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -11,15 +12,9 @@
 #include "cuda/elementwise.h"
 #include "cuda/kv_layout.h"
 #include "cuda/runtime.h"
+#include "quantize.h"
 
 namespace gristmill::cuda::test {
-
-template <class T>
-DevicePointer<T> upload(const std::vector<T>& v) {
-  DevicePointer<T> p = make_device<T>(v.size());
-  std::copy(v.begin(), v.end(), p.get());
-  return p;
-}
 
 inline std::vector<float> normals(size_t n, std::mt19937& random, float spread = 1.0f) {
   std::normal_distribution<float> normal(0.0f, spread);
@@ -33,6 +28,7 @@ struct Caches {
   KvLayout layout;
   std::vector<int> lengths;
   std::vector<DevicePointer<std::byte>> memory;
+  std::vector<std::vector<std::byte>> host;  // the same
   DevicePointer<std::byte*> pointers;
 
   Caches(const KvLayout& kv, const std::vector<int>& n_positions, int layer, std::mt19937& random)
@@ -41,23 +37,31 @@ struct Caches {
     for (size_t i = 0; i < lengths.size(); ++i) {
       memory.push_back(make_device<std::byte>(size_t(layout.total_bytes())));
       list.push_back(memory.back().get());
+      fill(list.back(), 0xff, size_t(layout.total_bytes()), nullptr);
     }
-    pointers = upload(list);
+    pointers = to_device(list);
     for (size_t i = 0; i < lengths.size(); ++i) {
       const int n = lengths[i];
       std::vector<int32_t> positions(static_cast<size_t>(n)), sequences(static_cast<size_t>(n), int32_t(i));
       for (int j = 0; j < n; ++j) positions[size_t(j)] = j;
-      const auto p = upload(positions), s = upload(sequences);
-      const auto k = upload(normals(size_t(n * layout.n_head_kv * layout.head_dim_k), random));
-      const auto v = upload(normals(size_t(n * layout.n_head_kv * layout.head_dim_v), random));
+      const auto p = to_device(positions), s = to_device(sequences);
+      const auto k = to_device(normals(size_t(n * layout.n_head_kv * layout.head_dim_k), random));
+      const auto v = to_device(normals(size_t(n * layout.n_head_kv * layout.head_dim_v), random));
       store_kv({n, p.get(), s.get(), pointers.get()}, layout, layer, k.get(), v.get(), nullptr);
+      host.push_back(to_host(list[i], size_t(layout.total_bytes())));
     }
   }
 
   // Where value i of a position lies, and what it is.
   const std::byte* head(int sequence, int layer, int head_kv, bool values) const {
-    return memory[size_t(sequence)].get() + layout.head_offset(layer, head_kv) +
+    return host[size_t(sequence)].data() + layout.head_offset(layer, head_kv) +
            (values ? layout.k_values() + layout.k_scales() : 0);
+  }
+  // Changes bytes at `at` of a head's keys or values.
+  void write(int sequence, int layer, int head_kv, bool values, int64_t at, const void* bytes, size_t n) {
+    const ptrdiff_t from = head(sequence, layer, head_kv, values) - host[size_t(sequence)].data() + at;
+    std::memcpy(host[size_t(sequence)].data() + from, bytes, n);
+    copy_to_device(memory[size_t(sequence)].get() + from, bytes, n, nullptr);
   }
   double value(int sequence, int layer, int head_kv, bool values, int position, int i) const {
     const KvType type = values ? layout.type_v : layout.type_k;
@@ -94,15 +98,20 @@ inline std::vector<double> exact_attention(const Caches& caches, int sequence, i
   return out;
 }
 
-// The largest difference over the root mean square of the exact values; NaN where one is not a number.
-inline double relative_error(const float* found, const std::vector<double>& exact) {
-  double squares = 0.0, most = 0.0;
+// The largest difference and that of the whole, over the root mean square of the exact values; infinite where one is
+// not a number.
+struct Difference {
+  double largest, mean;
+};
+inline Difference relative_error(const float* found, const std::vector<double>& exact) {
+  double squares = 0.0, errors = 0.0, most = 0.0;
   for (size_t i = 0; i < exact.size(); ++i) {
-    squares += exact[i] * exact[i];
     const double difference = std::fabs(double(found[i]) - exact[i]);
-    most = difference <= most ? most : difference;
+    squares += exact[i] * exact[i];
+    errors += difference * difference;
+    if (!(difference <= most)) most = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
   }
-  return most / std::sqrt(squares / double(exact.size()));
+  return {most / std::sqrt(squares / double(exact.size())), std::sqrt(errors / squares)};
 }
 
 }  // namespace gristmill::cuda::test

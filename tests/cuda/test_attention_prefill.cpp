@@ -22,7 +22,7 @@ std::string describe(const KvLayout& layout, int n_head, int n, int n_past) {
 std::vector<float> prefill(const Caches& caches, const std::vector<float>& q, int n_head, int n, int n_past,
                            float scale) {
   const KvLayout& layout = caches.layout;
-  const auto dq = upload(q);
+  const auto dq = to_device(q);
   const size_t n_out = size_t(n * n_head * layout.head_dim_v);
   const auto out = make_device<float>(n_out);
   prefill_attention(caches.memory[0].get(), layout, kLayer, dq.get(), n_head, n, n_past, scale, out.get(), nullptr);

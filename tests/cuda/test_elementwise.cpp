@@ -12,6 +12,7 @@
 #include "cuda/elementwise.h"
 #include "cuda/runtime.h"
 #include "device_under_test.h"
+#include "quantize.h"
 
 namespace gristmill::cuda::test {
 namespace {
@@ -27,16 +28,21 @@ std::vector<float> normals(size_t n, float spread = 1.0f) {
   return v;
 }
 
-// Device memory of the exact size, so that AddressSanitizer sees what lies beyond.
+// Device memory of the exact size, so that AddressSanitizer sees what lies beyond; read once, after the kernels.
 template <class T>
 struct Buffer {
   DevicePointer<T> memory;
   size_t n;
+  mutable std::vector<T> read;
 
   explicit Buffer(size_t count) : memory(make_device<T>(count)), n(count) {}
-  explicit Buffer(const std::vector<T>& v) : Buffer(v.size()) { std::copy(v.begin(), v.end(), memory.get()); }
+  explicit Buffer(const std::vector<T>& v) : memory(to_device(v)), n(v.size()) {}
   T* get() const { return memory.get(); }
-  T& operator[](size_t i) const { return memory.get()[i]; }
+  const T* host() const {
+    if (read.empty()) read = to_host(get(), n);
+    return read.data();
+  }
+  const T& operator[](size_t i) const { return host()[i]; }
 };
 
 struct Outputs {
@@ -67,7 +73,7 @@ bool same(float a, float b) { return a == b || (std::isnan(a) && std::isnan(b));
 void check_forms(const Outputs& o, int t, const float* x, int64_t n_cols, const std::string& name) {
   const auto value = [&](int64_t i) { return i < n_cols ? x[i] : 0.0f; };
   if (o.rows.quantized.planes) {
-    const int8_t *hi = o.planes.get() + 2 * t * o.padded, *lo = hi + o.padded;
+    const int8_t *hi = o.planes.host() + 2 * t * o.padded, *lo = hi + o.padded;
     for (int64_t i = 0; i < o.padded; i += 32) {
       float peak = 0.0f;
       for (int j = 0; j < 32; ++j)
@@ -149,7 +155,7 @@ void check_swiglu(int n, int64_t n_cols, int forms, bool in_place) {
   Outputs o(n, n_cols, forms & 1, forms & 2, forms & 4);
   if (in_place) o.rows.floats = g.get();
   swiglu(g.get(), u.get(), n, n_cols, o.rows, nullptr);
-  const float* found = o.rows.floats;
+  const float* found = in_place ? g.host() : (forms & 1) ? o.floats.host() : nullptr;
   for (int t = 0; t < n && found; ++t) {
     for (int64_t i = t * n_cols; i < (t + 1) * n_cols; ++i) {
       const double expected = double(gate[size_t(i)]) / (1.0 + std::exp(-double(gate[size_t(i)]))) * up[size_t(i)];
@@ -171,6 +177,7 @@ void check_norm(int n, int64_t n_cols, int forms, bool with_add, bool in_place) 
   Outputs o(n, n_cols, forms & 1, forms & 2, forms & 4);
   if (in_place) o.rows.floats = dx.get();
   rms_norm(dx.get(), with_add ? dy.get() : nullptr, dw.get(), eps, n, n_cols, o.rows, nullptr);
+  const float* found = in_place ? dx.host() : (forms & 1) ? o.floats.host() : nullptr;
   for (int t = 0; t < n; ++t) {
     double squares = 0.0;
     std::vector<double> v(static_cast<size_t>(n_cols));
@@ -182,11 +189,11 @@ void check_norm(int n, int64_t n_cols, int forms, bool with_add, bool in_place) 
       if (!in_place) CHECK(same(dx[at], sum), "%s: x is not kept", name.c_str());
     }
     if (squares > double(std::numeric_limits<float>::max())) squares = kNan;
-    for (int64_t i = 0; o.rows.floats && i < n_cols; ++i) {
+    for (int64_t i = 0; found && i < n_cols; ++i) {
       const double expected = v[size_t(i)] / std::sqrt(squares / double(n_cols) + double(eps)) * weight[size_t(i)];
-      check_close(o.rows.floats[t * n_cols + i], expected, 2e-6 * std::fabs(expected), name, i);
+      check_close(found[t * n_cols + i], expected, 2e-6 * std::fabs(expected), name, i);
     }
-    if (o.rows.floats) check_forms(o, t, o.rows.floats + t * n_cols, n_cols, name);
+    if (found) check_forms(o, t, found + t * n_cols, n_cols, name);
   }
 }
 
@@ -230,7 +237,7 @@ int main() {
     emulation::set_seed(seed);
     for (const int64_t n_cols : {32, 37, 256, 896, 5120}) {
       for (int forms = 1; forms < 8; ++forms) {
-        if (n_cols > 1000 && forms % 3 != 1) continue;
+        if ((n_cols > 1000 && forms % 3 != 1) || (seed > 1 && n_cols != 256)) continue;
         test::check_convert(6, n_cols, forms);
         test::check_swiglu(2, n_cols, forms, forms == 7);
         test::check_norm(3, n_cols, forms, forms % 2 == 1, forms == 3 || forms == 7);
@@ -238,6 +245,7 @@ int main() {
       test::check_company(n_cols);
       test::check_gather(n_cols);
     }
+    if (seed > 1) continue;
     // Seven slots a thread, and rows that are read again.
     for (const int64_t n_cols : {9001, 27648, 33024}) {
       test::check_convert(1, n_cols, 7);

@@ -14,6 +14,7 @@
 #include "cuda/runtime.h"
 #include "device_under_test.h"
 #include "formats/q8_0.h"
+#include "quantize.h"
 
 namespace gristmill::cuda::test {
 namespace {
@@ -27,13 +28,6 @@ std::vector<float> normals(size_t n) {
   return v;
 }
 
-template <class T>
-DevicePointer<T> upload(const std::vector<T>& v) {
-  DevicePointer<T> p = make_device<T>(v.size());
-  std::copy(v.begin(), v.end(), p.get());
-  return p;
-}
-
 void check_rope(int n, int n_heads, int head_dim, int dims, RopeStyle style) {
   const std::string name = "rope of " + std::to_string(dims) + " of " + std::to_string(head_dim);
   const std::vector<float> x = normals(size_t(n * n_heads * head_dim));
@@ -44,10 +38,11 @@ void check_rope(int n, int n_heads, int head_dim, int dims, RopeStyle style) {
       table[size_t(t * dims + i)] = std::cos(0.3f * float(t * i + 1));
       table[size_t(t * dims + half + i)] = std::sin(0.3f * float(t * i + 1));
     }
-  const auto d = upload(x), c = upload(table);
+  const auto d = to_device(x), c = to_device(table);
   rope(d.get(), n, n_heads, head_dim, dims, c.get(), style, nullptr);
+  const std::vector<float> found = to_host(d.get(), x.size());
   for (int row = 0; row < n * n_heads; ++row) {
-    const float *before = x.data() + row * head_dim, *after = d.get() + row * head_dim;
+    const float *before = x.data() + row * head_dim, *after = found.data() + row * head_dim;
     for (int i = 0; i < half; ++i) {
       const int a = style == RopeStyle::kNeox ? i : 2 * i, b = style == RopeStyle::kNeox ? i + half : 2 * i + 1;
       const double cosine = table[size_t(row / n_heads * dims + i)];
@@ -96,24 +91,27 @@ void check_store(KvType type_k, KvType type_v, int head_dim_k, int head_dim_v) {
   const KvLayout layout{type_k, type_v, 2, 3, head_dim_k, head_dim_v, 7};
   const size_t bytes = size_t(layout.total_bytes());
   auto first = make_device<std::byte>(bytes), second = make_device<std::byte>(bytes);
-  const auto caches = upload(std::vector<std::byte*>{first.get(), second.get()});
+  fill(first.get(), 0xff, bytes, nullptr);
+  fill(second.get(), 0xff, bytes, nullptr);
+  const auto caches = to_device(std::vector<std::byte*>{first.get(), second.get()});
   const std::vector<int32_t> positions_host = {6, 0, 3}, sequences_host = {1, 0, 1};
-  const auto positions = upload(positions_host), sequences = upload(sequences_host);
+  const auto positions = to_device(positions_host), sequences = to_device(sequences_host);
   std::vector<float> k = normals(size_t(3 * 3 * head_dim_k)), v = normals(size_t(3 * 3 * head_dim_v));
   // What halves cannot hold, what a scale cannot, NaN, next to nothing.
   k[1] = 1e6f;
   v[2] = std::numeric_limits<float>::infinity();
   v[size_t(head_dim_v) + 1] = std::numeric_limits<float>::quiet_NaN();
   for (int i = 0; i < head_dim_k; ++i) k[size_t(head_dim_k + i)] *= i < 32 ? 0.0f : 1e-39f;
-  const auto dk = upload(k), dv = upload(v);
+  const auto dk = to_device(k), dv = to_device(v);
   store_kv({3, positions.get(), sequences.get(), caches.get()}, layout, 1, dk.get(), dv.get(), nullptr);
+  const std::vector<std::byte> found[2] = {to_host(first.get(), bytes), to_host(second.get(), bytes)};
   std::vector<bool> written[2] = {std::vector<bool>(bytes), std::vector<bool>(bytes)};
   for (int row = 0; row < 3; ++row) {
     const int sequence = sequences_host[size_t(row)];
     const int64_t position = positions_host[size_t(row)];
     for (int head = 0; head < 3; ++head) {
       const int64_t at = layout.head_offset(1, head), v_at = at + layout.k_values() + layout.k_scales();
-      const std::byte* cache = sequence == 0 ? first.get() : second.get();
+      const std::byte* cache = found[sequence].data();
       check_plane(type_k, head_dim_k, k.data() + (row * 3 + head) * head_dim_k, cache + at,
                   cache + at + layout.k_values(), position, name + " keys");
       check_plane(type_v, head_dim_v, v.data() + (row * 3 + head) * head_dim_v, cache + v_at,
@@ -129,8 +127,7 @@ void check_store(KvType type_k, KvType type_v, int head_dim_k, int head_dim_v) {
   }
   for (int s = 0; s < 2; ++s)
     for (size_t i = 0; i < bytes; ++i)
-      CHECK(written[s][i] || (s == 0 ? first : second)[i] == std::byte{0xff}, "%s: byte %zu of cache %d", name.c_str(),
-            i, s);
+      CHECK(written[s][i] || found[s][i] == std::byte{0xff}, "%s: byte %zu of cache %d", name.c_str(), i, s);
 }
 
 }  // namespace

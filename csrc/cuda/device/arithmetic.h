@@ -36,6 +36,7 @@ DEVICE uint32_t multiply_f16x2(uint32_t a, uint32_t b) {
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
   return v;
 }
+DEVICE unsigned count_bits(uint32_t v) { return unsigned(__popc(v)); }
 
 // Integer nearest to v, ties to even.
 DEVICE int round_to_int(float v) { return __float2int_rn(v); }

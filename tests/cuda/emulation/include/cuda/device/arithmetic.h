@@ -26,6 +26,7 @@ inline uint32_t multiply_f16x2(uint32_t a, uint32_t b) {
   return pack_f16(half_to_float(uint16_t(a)) * half_to_float(uint16_t(b)),
                   half_to_float(uint16_t(a >> 16)) * half_to_float(uint16_t(b >> 16)));
 }
+inline unsigned count_bits(uint32_t v) { return unsigned(std::popcount(v)); }
 
 inline int round_to_int(float v) { return int(std::nearbyint(v)); }
 inline int dot4(uint32_t a, uint32_t b, int sum) {
