@@ -33,14 +33,14 @@ class Runner {
     return backend_.make_cache({h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, 40, type_k, type_v});
   }
 
-  // tokens[i] go to caches[i]; logits of every row are appended.
+  // tokens[i] go to caches[i]; logits of every row are appended, or of none.
   void forward(const std::vector<KvCache*>& caches, const std::vector<std::vector<int32_t>>& tokens,
-               std::vector<float>& logits) {
+               std::vector<float>& logits, bool wanted = true) {
     Batch batch;
     for (size_t i = 0; i < caches.size(); ++i) {
       batch.spans.push_back({caches[i], batch.n_rows(), int(tokens[i].size())});
       for (const int32_t token : tokens[i]) {
-        batch.output_rows.push_back(batch.n_rows());
+        if (wanted) batch.output_rows.push_back(batch.n_rows());
         batch.positions.push_back(caches[i]->n_past() + batch.n_rows() - batch.spans.back().first_row);
         batch.tokens.push_back(token);
       }
@@ -55,9 +55,9 @@ class Runner {
   std::vector<float> story(KvType type_k, KvType type_v, bool prefill) {
     std::vector<float> logits;
     const auto a = make_cache(type_k, type_v), b = make_cache(type_k, type_v);
-    const auto prompt = [&](KvCache* cache, const std::vector<int32_t>& tokens) {
-      if (prefill) return forward({cache}, {tokens}, logits);
-      for (const int32_t token : tokens) forward({cache}, {{token}}, logits);
+    const auto prompt = [&](KvCache* cache, const std::vector<int32_t>& tokens, bool wanted = true) {
+      if (prefill) return forward({cache}, {tokens}, logits, wanted);
+      for (const int32_t token : tokens) forward({cache}, {{token}}, logits, wanted);
     };
     prompt(a.get(), {1, 7, 39, 0, 7, 22, 13});
     prompt(b.get(), {5, 6});
@@ -65,6 +65,9 @@ class Runner {
     a->truncate(a->n_past() - 1);
     forward({a.get()}, {{12}}, logits);
     prompt(a.get(), {11, 12, 13});
+    // Passes whose logits nobody wants must fill the cache all the same.
+    prompt(b.get(), {20, 21, 22, 23}, false);
+    forward({b.get()}, {{24}}, logits);
     return logits;
   }
 
