@@ -51,19 +51,19 @@ class TileCodes {
   DEVICE void fragment(int group, uint32_t (&a)[4]) {
     if constexpr (T::kCode8) {
       load(T::kCode8At + group * 512, a);
-      return;
-    }
-    if constexpr (T::kCode4)
-      if (group % 2 == 0) load(T::kCode4At + group / 2 * 512, bits4_);
-    if constexpr (T::kCode2)
-      if (group % 4 == 0) load(T::kCode2At + group / 4 * 512, bits2_);
-    UNROLL
-    for (int i = 0; i < 4; ++i) {
-      uint32_t code = 0;
-      if constexpr (T::kCode4) code = bits4_[i] >> 4 * (group % 2) & 0x0f0f0f0fu;
-      if constexpr (T::kCode2) code |= (bits2_[i] >> 2 * (group % 4) & 0x03030303u) << (T::kCode4 ? 4 : 0);
-      if constexpr (T::kCode1) code |= (bits1_[i] >> group & 0x01010101u) << (T::kCode4 ? 4 : 2);
-      a[i] = Traits::kLevels ? iq4_levels(code) : code;
+    } else {
+      if constexpr (T::kCode4)
+        if (group % 2 == 0) load(T::kCode4At + group / 2 * 512, bits4_);
+      if constexpr (T::kCode2)
+        if (group % 4 == 0) load(T::kCode2At + group / 4 * 512, bits2_);
+      UNROLL
+      for (int i = 0; i < 4; ++i) {
+        uint32_t code = 0;
+        if constexpr (T::kCode4) code = bits4_[i] >> 4 * (group % 2) & 0x0f0f0f0fu;
+        if constexpr (T::kCode2) code |= (bits2_[i] >> 2 * (group % 4) & 0x03030303u) << (T::kCode4 ? 4 : 0);
+        if constexpr (T::kCode1) code |= (bits1_[i] >> group & 0x01010101u) << (T::kCode4 ? 4 : 2);
+        a[i] = Traits::kLevels ? iq4_levels(code) : code;
+      }
     }
   }
 
