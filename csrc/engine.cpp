@@ -51,7 +51,7 @@ Engine::Engine(models::ModelSource source, const EngineOptions& options)
   if (!backend_)
     backend_ =
         std::make_unique<cpu::CpuBackend>(kernels, options.n_threads > 0 ? options.n_threads : default_thread_count(),
-                                          options.precise ? cpu::ActivationBits::k15 : cpu::ActivationBits::k8);
+                                          options.precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill);
   model_ = models::make_model(source_, *backend_);
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : hyperparameters().n_ctx_train;
   max_batch_ = choose_max_batch(hyperparameters());

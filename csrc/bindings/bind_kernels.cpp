@@ -24,15 +24,11 @@ using ConstBytes = nb::ndarray<const uint8_t, nb::shape<-1, -1>, nb::c_contig, n
 // Multiplications below which starting threads takes longer than they save.
 constexpr double kOneThread = 2e7;
 
-struct Mode {
-  bool decode;
-  cpu::ActivationBits prefill_bits;
-};
-Mode mode_named(const std::string& mode, size_t n) {
-  if (mode == "auto") return {n <= size_t(cpu::kDecodeRows), cpu::ActivationBits::k15};
-  if (mode == "decode") return {true, cpu::ActivationBits::k15};
-  if (mode == "precise") return {false, cpu::ActivationBits::k15};
-  if (mode == "prefill") return {false, cpu::ActivationBits::k8};
+cpu::Pass pass_named(const std::string& mode, size_t n) {
+  if (mode == "auto") return n <= size_t(cpu::kDecodeRows) ? cpu::Pass::kDecode : cpu::Pass::kPrecisePrefill;
+  if (mode == "decode") return cpu::Pass::kDecode;
+  if (mode == "precise") return cpu::Pass::kPrecisePrefill;
+  if (mode == "prefill") return cpu::Pass::kPrefill;
   throw ArgumentError("[matmul] mode, expected decode, prefill, precise or auto, got " + mode);
 }
 
@@ -61,7 +57,7 @@ auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, 
     throw ArgumentError("[matmul] columns of x, expected " + std::to_string(n_cols) + ", got " +
                         std::to_string(x.shape(1)));
   const size_t n = x.shape(0), m = packed.shape(0);
-  const auto [decode, prefill_bits] = mode_named(mode, n);
+  const cpu::Pass pass = pass_named(mode, n);
   const cpu::Kernels& kernels = cpu::choose_kernels(isa);
   auto y = make_array<float>(n, m);
   const nb::gil_scoped_release release;
@@ -69,9 +65,9 @@ auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, 
     std::fill_n(y.data(), y.size(), 0.0f);
   } else if (y.size() > 0) {
     const bool small = double(n) * double(m) * double(n_cols) < kOneThread;
-    cpu::CpuBackend backend(kernels, small ? 1 : default_thread_count(), prefill_bits);
+    cpu::CpuBackend backend(kernels, small ? 1 : default_thread_count(), pass);
     const Product product{&w, nullptr, y.data()};
-    backend.matmul({&product, 1}, x.data(), int(n), decode);
+    backend.matmul({&product, 1}, x.data(), int(n), pass == cpu::Pass::kDecode);
   }
   return y;
 }
@@ -96,9 +92,7 @@ void bind_kernels(nb::module_& m) {
       "How many activations share a scale in products with quantized weights; 0 for a whole row.");
   m.def(
       "prefill_bits",
-      [](const std::string& isa) {
-        return cpu::choose_kernels(isa).prefill_activations[int(cpu::ActivationBits::k8)].bits;
-      },
+      [](const std::string& isa) { return cpu::choose_kernels(isa).activations[int(cpu::Pass::kPrefill)].bits; },
       "isa"_a,
       "Bits of an activation that mode \"prefill\" multiplies quantized weights with: 8, or 15 as the others.");
   m.def("affine_rows", &affine_rows, "packed"_a, "type_id"_a, "n_cols"_a,

@@ -10,10 +10,11 @@ namespace {
 // Elements below which handing work to another thread costs more than it saves.
 constexpr int64_t kElementGrain = 16384;
 
-// Rows of one decode task: about 128 KiB of weights, whole groups of 16 rows.
-int64_t decode_rows(const Weight& w) {
-  const int64_t rows = std::max<int64_t>(1, (128 << 10) / std::max<int64_t>(w.row_bytes(), 1));
-  return std::max<int64_t>(16, rows / 16 * 16);
+// Rows of one decode task, whole groups of 16: a few tasks a thread, for they read long streams, but no less than 128
+// KiB.
+int64_t decode_rows(const Weight& w, int n_threads) {
+  const int64_t least = (128 << 10) / std::max<int64_t>(w.row_bytes(), 1);
+  return std::max<int64_t>(16, std::max(least, w.n_rows / (4 * n_threads)) / 16 * 16);
 }
 
 }  // namespace
@@ -49,53 +50,51 @@ void CpuBackend::rms_norm(const float* x, const float* weight, float eps, int n,
   });
 }
 
-const std::byte* CpuBackend::quantize(const float* x, int n, int64_t n_cols, bool decode) {
-  if (decode) {
-    const int64_t stride = kernels_.activation_bytes(n_cols);
-    std::byte* out = activations_.grow(size_t(n) * size_t(stride));
-    for_ranges(n, kElementGrain / n_cols, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) kernels_.quantize_activations(x + t * n_cols, n_cols, out + t * stride);
+const std::byte* CpuBackend::quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once) {
+  const int64_t part_bytes = a.bytes(n_cols, rows_at_once);
+  const int parts = (n + rows_at_once - 1) / rows_at_once;
+  std::byte* out = activations_.grow(size_t(parts) * size_t(part_bytes));
+  for (int part = 0; part < parts; ++part) {
+    const int first = part * rows_at_once, rows = std::min(rows_at_once, n - first);
+    for_ranges((rows + a.tokens - 1) / a.tokens, kElementGrain / (a.tokens * n_cols), [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile)
+        a.quantize(x + first * n_cols, n_cols, rows, tile, out + part * part_bytes);
     });
-    return out;
   }
-  const PrefillActivations& p = kernels_.prefill_activations[int(prefill_bits_)];
-  std::byte* out = activations_.grow(size_t(p.bytes(n_cols, n)));
-  for_ranges((n + p.tokens - 1) / p.tokens, kElementGrain / (p.tokens * n_cols), [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) p.quantize(x, n_cols, n, tile, out);
-  });
   return out;
 }
 
 void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
   const int64_t n_cols = products.front().weight->n_cols;
-  const int64_t stride = kernels_.activation_bytes(n_cols);
+  const Pass pass = decode ? Pass::kDecode : prefill_;
+  const Activations& a = kernels_.activations[int(pass)];
+  const int rows_at_once = decode ? std::min(n, kDecodeRows) : n;
   const auto is_affine = [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; };
-  const std::byte* quantized = std::ranges::any_of(products, is_affine) ? quantize(x, n, n_cols, decode) : nullptr;
+  const std::byte* quantized =
+      std::ranges::any_of(products, is_affine) ? quantize(a, x, n, n_cols, rows_at_once) : nullptr;
   int64_t all_rows = 0;
   for (const Product& p : products) all_rows += p.weight->n_rows;
   std::vector<MatmulTask> tasks;
-  const int rows_at_once = decode ? kDecodeRows : n;
   for (const Product& p : products) {
     const bool affine = is_affine(p);
-    const std::byte* input = affine ? quantized : reinterpret_cast<const std::byte*>(x);
-    const int64_t x_stride = affine ? stride : n_cols * int64_t(sizeof(float));
+    const int64_t x_stride = affine ? a.bytes(n_cols, 1) : n_cols * int64_t(sizeof(float));
     const int64_t m = p.weight->n_rows;
-    int64_t step = decode ? decode_rows(*p.weight) : kernels_.prefill_rows;
+    int64_t step = decode ? decode_rows(*p.weight, pool_.n_threads()) : kernels_.prefill_rows;
     const int64_t least = decode ? 16 : kernels_.panel_rows;
     // Small matrices: smaller tasks, so that every thread has some and the last one is not waited for.
     while (step > least && all_rows / step < 4 * pool_.n_threads()) step /= 2;
     step = std::max(least, step / least * least);
     for (int first = 0; first < n; first += rows_at_once) {
       const int count = std::min(rows_at_once, n - first);
+      const std::byte* input = affine ? quantized + first / rows_at_once * a.bytes(n_cols, rows_at_once)
+                                      : reinterpret_cast<const std::byte*>(x + first * n_cols);
       for (int64_t r = 0; r < m; r += step)
-        tasks.push_back(
-            {p.weight, r, std::min(m, r + step), input + first * x_stride, x_stride, count, p.bias, p.y + first * m});
+        tasks.push_back({p.weight, r, std::min(m, r + step), input, x_stride, count, p.bias, p.y + first * m});
     }
   }
   pool_.run(int(tasks.size()), [&](int i) {
     const MatmulTask& task = tasks[size_t(i)];
-    const int format = format_index(task.w->format);
-    (decode ? kernels_.decode[format] : kernels_.prefill[int(prefill_bits_)][format])(task);
+    kernels_.matmul[int(pass)][format_index(task.w->format)](task);
   });
 }
 

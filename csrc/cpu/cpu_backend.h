@@ -14,9 +14,9 @@ namespace gristmill::cpu {
 
 class CpuBackend final : public Backend {
  public:
-  // prefill_bits: of the activations that quantized weights are multiplied with in prefill.
-  CpuBackend(const Kernels& kernels, int n_threads, ActivationBits prefill_bits = ActivationBits::k8)
-      : kernels_(kernels), prefill_bits_(prefill_bits), pool_(n_threads) {}
+  // prefill: which of its two passes to take.
+  CpuBackend(const Kernels& kernels, int n_threads, Pass prefill = Pass::kPrefill)
+      : kernels_(kernels), prefill_(prefill), pool_(n_threads) {}
 
   int n_threads() const override { return pool_.n_threads(); }
 
@@ -47,11 +47,11 @@ class CpuBackend final : public Backend {
     pool_.run(int(pieces), [&](int i) { f(n * i / pieces, n * (i + 1) / pieces); });
   }
 
-  // Quantized x for products with such weights; what MatmulTask::x points to.
-  const std::byte* quantize(const float* x, int n, int64_t n_cols, bool decode);
+  // Quantizes x [n, n_cols] in parts of rows_at_once, each of which lies as a batch of its own.
+  const std::byte* quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once);
 
   const Kernels& kernels_;
-  const ActivationBits prefill_bits_;
+  const Pass prefill_;
   ThreadPool pool_;
   AlignedBuffer<std::byte> activations_;
   AlignedBuffer<float> partials_;

@@ -17,17 +17,17 @@ constexpr int kDecodeRows = 8;
 // Positions of one piece of attention; pieces are the same whatever the number of threads, so sums are too.
 constexpr int64_t kAttentionChunk = 512;
 
-// Bits of the activations that prefill multiplies quantized weights with. Decoding always takes 15: it waits for
-// memory.
-enum class ActivationBits { k8, k15 };
-constexpr int kActivationWidths = 2;
+// What a product is for. Decoding multiplies quantized weights with activations of 15 bits, for it waits for memory;
+// prefill with 8 and the outliers apart, or where it has to be precise with 15.
+enum class Pass { kPrefill, kPrecisePrefill, kDecode };
+constexpr int kPasses = 3;
 
 // One piece of a product: rows [row_begin, row_end) of w for every row of x.
 struct MatmulTask {
   const Weight* w;
   int64_t row_begin, row_end;
   const std::byte* x;  // quantized activations of this set, or float32 where the format is Kind::kFloat
-  int64_t x_stride;    // bytes a row, where x has rows: in decoding and for Kind::kFloat
+  int64_t x_stride;    // bytes a row, where x has rows
   int n;               // rows of x
   const float* bias;   // [w->n_rows] or nullptr
   float* y;            // [n, w->n_rows]
@@ -51,8 +51,8 @@ struct AttentionTask {
   float* acc;  // [n_queries, head_dim_v] out: sum of exp(score - max) v
 };
 
-// Activations of a whole batch, in the order that this set's prefill wants them.
-struct PrefillActivations {
+// Quantized activations of a batch, in the order that a pass of this set wants them.
+struct Activations {
   int bits;    // that a value really has: 15 also where a set has no faster way
   int tokens;  // of a tile, which is what one call quantizes
   int64_t (*bytes)(int64_t n_cols, int64_t n_tokens);
@@ -66,11 +66,8 @@ struct Kernels {
   int prefill_rows, panel_rows;
   // Activations that share a scale: what bounds the error of a product.
   int activation_group;
-  int64_t (*activation_bytes)(int64_t n_cols);
-  void (*quantize_activations)(const float* x, int64_t n_cols, std::byte* out);
-  PrefillActivations prefill_activations[kActivationWidths];  // by ActivationBits
-  MatmulFunction decode[kFormats];                            // n <= kDecodeRows
-  MatmulFunction prefill[kActivationWidths][kFormats];        // any n
+  Activations activations[kPasses];
+  MatmulFunction matmul[kPasses][kFormats];  // in decoding n <= kDecodeRows
   void (*attention)(const AttentionTask&);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*rope)(float* head, int dims, const float* cos_sin, RopeStyle style);

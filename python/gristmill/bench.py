@@ -35,6 +35,8 @@ class BenchResult:
     n_parameters: int
     cache_type_k: str
     cache_type_v: str
+    precise: bool
+    prefill_bits: int
     test: BenchTest
     seconds: tuple[float, ...]
     work: Work
@@ -109,6 +111,8 @@ class BenchResult:
             "n_threads": self.limits.n_threads,
             "cache_type_k": self.cache_type_k,
             "cache_type_v": self.cache_type_v,
+            "precise": self.precise,
+            "prefill_bits": self.prefill_bits,
             "test": self.test.name,
             "phase": self.test.phase,
             "n_tokens": self.test.n_tokens,
@@ -220,6 +224,8 @@ def _run(
             n_parameters=sum(t.n_elements for t in model.tensors.values()),
             cache_type_k=model.cache_type_k,
             cache_type_v=model.cache_type_v,
+            precise=model.precise,
+            prefill_bits=model.prefill_bits,
             test=test,
             seconds=tuple(seconds),
             work=work_of(model, test),

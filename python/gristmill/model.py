@@ -179,6 +179,14 @@ class Model:
         return self.engine.n_ctx_train
 
     @property
+    def prefill_bits(self) -> int:
+        """Bits of the activations that quantized weights are multiplied with in prefill: 8 or 15.
+
+        Always 15 where ``precise`` is, and on instruction sets that have nothing faster.
+        """
+        return 15 if self.precise else _core.prefill_bits(self.isa)
+
+    @property
     def n_threads(self) -> int:
         """Threads that compute."""
         return self.engine.n_threads

@@ -7,7 +7,7 @@ namespace {
 
 template <class... Format>
 constexpr FallbackKernels make(std::tuple<Format...>*) {
-  return {{cpu::decode_affine<Format>...}, {{cpu::prefill_affine<Format, 1>...}, {cpu::prefill_affine<Format, 2>...}}};
+  return {{{cpu::prefill_affine<Format, 1>...}, {cpu::prefill_affine<Format, 2>...}, {cpu::decode_affine<Format>...}}};
 }
 constexpr FallbackKernels kKernels = make(static_cast<UnknownFormats*>(nullptr));
 

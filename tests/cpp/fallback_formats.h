@@ -52,8 +52,7 @@ using UnknownFormats =
                Unknown<formats::IQ4_XS>, Unknown<formats::Q2_K>, Unknown<formats::Q6_K>, SmallGroups>;
 
 struct FallbackKernels {
-  cpu::MatmulFunction decode[std::tuple_size_v<UnknownFormats>];
-  cpu::MatmulFunction prefill[cpu::kActivationWidths][std::tuple_size_v<UnknownFormats>];
+  cpu::MatmulFunction matmul[cpu::kPasses][std::tuple_size_v<UnknownFormats>];
 };
 const FallbackKernels& fallback_avx2();
 const FallbackKernels& fallback_avx512_vnni();

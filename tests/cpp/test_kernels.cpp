@@ -20,10 +20,10 @@ struct Case {
   std::string name;
   const formats::FormatInfo* format;
   const cpu::Kernels* kernels;
-  cpu::MatmulFunction decode, prefill[cpu::kActivationWidths];
+  cpu::MatmulFunction matmul[cpu::kPasses];
 };
-enum Mode { kPrefill8, kPrefill15, kDecode };
-constexpr const char* kModeNames[] = {"prefill", "precise prefill", "decode"};
+using cpu::Pass;
+constexpr const char* kPassNames[] = {"prefill", "precise prefill", "decode"};
 
 std::mt19937 random_bits(1);
 
@@ -33,20 +33,17 @@ void fill_normal(float* x, size_t n) {
 }
 
 // y of one product in two tasks, rows [0, split) and [split, n_rows).
-void multiply(const Case& c, Mode mode, const Weight& w, const float* x, int n, const float* bias, float* y) {
-  const bool affine = w.format->kind == formats::Kind::kAffine, decode = mode == kDecode;
-  const int64_t stride = affine ? c.kernels->activation_bytes(w.n_cols) : w.n_cols * int64_t(sizeof(float));
-  const cpu::PrefillActivations& p = c.kernels->prefill_activations[decode ? 0 : mode];
-  Guarded<std::byte> quantized(!affine ? 1 : decode ? size_t(n) * size_t(stride) : size_t(p.bytes(w.n_cols, n)));
-  if (affine && decode)
-    for (int t = 0; t < n; ++t)
-      c.kernels->quantize_activations(x + t * w.n_cols, w.n_cols, quantized.data() + t * stride);
-  if (affine && !decode)
-    for (int tile = 0; tile * p.tokens < n; ++tile) p.quantize(x, w.n_cols, n, tile, quantized.data());
+void multiply(const Case& c, Pass pass, const Weight& w, const float* x, int n, const float* bias, float* y) {
+  const bool affine = w.format->kind == formats::Kind::kAffine;
+  const cpu::Activations& a = c.kernels->activations[int(pass)];
+  const int64_t stride = affine ? a.bytes(w.n_cols, 1) : w.n_cols * int64_t(sizeof(float));
+  Guarded<std::byte> quantized(affine ? size_t(a.bytes(w.n_cols, n)) : 1);
+  if (affine)
+    for (int tile = 0; tile * a.tokens < n; ++tile) a.quantize(x, w.n_cols, n, tile, quantized.data());
   const std::byte* input = affine ? quantized.data() : reinterpret_cast<const std::byte*>(x);
   const int64_t split = w.n_rows / 3;
   for (const auto& [begin, end] : {std::pair{split, w.n_rows}, {int64_t(0), split}}) {
-    (decode ? c.decode : c.prefill[mode])({&w, begin, end, input, stride, n, bias, y});
+    c.matmul[int(pass)]({&w, begin, end, input, stride, n, bias, y});
     if (begin > 0)
       for (int t = 0; t < n; ++t)
         for (int64_t r = 0; r < begin; ++r)
@@ -54,7 +51,7 @@ void multiply(const Case& c, Mode mode, const Weight& w, const float* x, int n, 
   }
 }
 
-void check_case(const Case& c, Mode mode, int64_t n_rows, int64_t n_cols, int n, Guarded<std::byte>::Side side) {
+void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n, Guarded<std::byte>::Side side) {
   Weight w{c.format, nullptr, n_rows, n_cols};
   const Guarded<std::byte> packed(size_t(n_rows * w.row_bytes()), side);
   w.data = packed.data();
@@ -66,7 +63,7 @@ void check_case(const Case& c, Mode mode, int64_t n_rows, int64_t n_cols, int n,
   fill_normal(x.data(), x.size());
   fill_normal(bias.data(), bias.size());
   std::fill(y.begin(), y.end(), std::numeric_limits<float>::quiet_NaN());
-  multiply(c, mode, w, x.data(), n, bias.data(), y.data());
+  multiply(c, pass, w, x.data(), n, bias.data(), y.data());
   for (int t = 0; t < n; ++t) {
     const float* v = x.data() + t * n_cols;
     double peak = 0.0;
@@ -78,11 +75,11 @@ void check_case(const Case& c, Mode mode, int64_t n_rows, int64_t n_cols, int n,
         magnitudes += std::fabs(weights[size_t(r * n_cols + k)]);
       }
       // Twice what rounding every activation the whole way costs, for the float32 sums.
-      const bool fast = mode == kPrefill8 && c.kernels->prefill_activations[kPrefill8].bits == 8;
+      const bool fast = c.kernels->activations[int(pass)].bits == 8;
       const double allowed = magnitudes * peak / (fast ? 127 : 16256) + 1e-6;
       const double error = std::fabs(y[size_t(t * n_rows + r)] - exact);
       CHECK(error <= allowed, "%s %s, %d x %d, token %d of %d, row %d: error %g of %g", c.name.c_str(),
-            kModeNames[mode], int(n_rows), int(n_cols), t, n, int(r), error, allowed);
+            kPassNames[int(pass)], int(n_rows), int(n_cols), t, n, int(r), error, allowed);
     }
   }
 }
@@ -92,9 +89,9 @@ void check_all_shapes(const Case& c) {
   for (const int64_t n_cols : {block, 3 * block, block == 256 ? 1280 : 288, block == 1 ? 37 : 2 * block})
     for (const int64_t n_rows : {1, 3, 17, 45})
       for (const auto side : {Guarded<std::byte>::kEnd, Guarded<std::byte>::kBegin}) {
-        for (const int n : {1, 2, 3, 5, 8}) check_case(c, kDecode, n_rows, n_cols, n, side);
-        for (const Mode mode : {kPrefill8, kPrefill15})
-          for (const int n : {1, 9, 15}) check_case(c, mode, n_rows, n_cols, n, side);
+        for (const int n : {1, 2, 3, 5, 8}) check_case(c, Pass::kDecode, n_rows, n_cols, n, side);
+        for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
+          for (const int n : {1, 9, 15}) check_case(c, pass, n_rows, n_cols, n, side);
       }
 }
 
@@ -126,8 +123,7 @@ void check_fallbacks(const cpu::Kernels& kernels, const FallbackKernels& fallbac
     check_all_shapes({std::string(kernels.name) + " fallback " + std::string(infos[i].name),
                       &infos[i],
                       &kernels,
-                      fallback.decode[i],
-                      {fallback.prefill[0][i], fallback.prefill[1][i]}});
+                      {fallback.matmul[0][i], fallback.matmul[1][i], fallback.matmul[2][i]}});
 }
 
 void check_isa(const std::string& isa) {
@@ -137,8 +133,7 @@ void check_isa(const std::string& isa) {
     check_all_shapes({isa + " " + std::string(f->name),
                       f,
                       &kernels,
-                      kernels.decode[i],
-                      {kernels.prefill[0][i], kernels.prefill[1][i]}});
+                      {kernels.matmul[0][i], kernels.matmul[1][i], kernels.matmul[2][i]}});
   }
   auto* unknown = static_cast<UnknownFormats*>(nullptr);
 #if defined(__x86_64__)

@@ -86,7 +86,7 @@ void check_model(const TinyShape& shape, formats::TypeId format, KvType type_k, 
   const TinyModel tiny = make_tiny(shape, format);
   const MemoryFile file;
   CHECK(file.write(tiny.bytes));
-  cpu::CpuBackend cpu(cpu::choose_kernels("scalar"), 1, cpu::ActivationBits::k15);
+  cpu::CpuBackend cpu(cpu::choose_kernels("scalar"), 1, cpu::Pass::kPrecisePrefill);
   CudaBackend device(0);
   const std::vector<float> expected = Runner(tiny, file.path(), cpu).story(type_k, type_v, prefill);
   const std::vector<float> got = Runner(tiny, file.path(), device).story(type_k, type_v, prefill);

@@ -55,7 +55,7 @@ def model(path: Path) -> Any:
 def make(
     test: BenchTest, work: Work, seconds: tuple[float, ...] = (1.0,), limits: Limits = LIMITS
 ) -> BenchResult:
-    return BenchResult("m.gguf", "qwen2", "Q4_0", 1, 1, "f16", "f16", test, seconds, work, limits)
+    return BenchResult("m.gguf", "qwen2", "Q4_0", 1, 1, "f16", "f16", False, 8, test, seconds, work, limits)
 
 
 # What is counted -------------------------------------------------------------------------------------------
@@ -287,8 +287,8 @@ def test_time_matmul(model: Any) -> None:
 FLAGS = ["-p", "16", "-n", "2", "-b", "1,2", "-r", "2", "-t", "1"]
 KEYS = {
     "model", "architecture", "format", "model_bytes", "n_parameters", "isa", "n_threads",
-    "cache_type_k", "cache_type_v", "test", "phase", "n_tokens", "batch", "depth", "repetitions",
-    "mean", "stddev", "best", "samples", "weight_bytes_per_token", "kv_bytes_per_token",
+    "cache_type_k", "cache_type_v", "precise", "prefill_bits", "test", "phase", "n_tokens", "batch", "depth",
+    "repetitions", "mean", "stddev", "best", "samples", "weight_bytes_per_token", "kv_bytes_per_token",
     "operations_per_token", "gb_per_s", "gop_per_s", "share_of_bandwidth", "share_of_peak", "bound",
     "share", "limit_read_gb_s", "limit_int8_gop_s", "limit_float32_gop_s", "limit_bfloat16_gop_s",
 }  # fmt: skip
@@ -336,6 +336,19 @@ def test_table_and_file(out: Any, tmp_path: Path) -> None:
     assert {line.count("|") for line in lines[:5]} == {len(bench_report.HEADINGS) + 1}
     assert lines[6].startswith("limits of 1 thread, ")
     assert len(json.loads(target.read_text())["results"]) == 3
+
+
+def test_precise_is_a_setting_of_the_results(out: Any) -> None:
+    """What prefill multiplies with, where the machine's instruction set has a choice."""
+    bits = _core.prefill_bits(_core.supported_isas()[0])
+    flags = ["-p", "16", "-n", "0", "-r", "1", "-t", "1", "-q"]
+    for more, precise, expected in (([], False, bits), (["--precise"], True, 15)):
+        [record] = json.loads(out(*flags, *more, "--json")[0])["results"]
+        assert (record["precise"], record["prefill_bits"]) == (precise, expected)
+        [csv_record] = csv.DictReader(io.StringIO(out(*flags, *more, "--csv")[0]))
+        assert csv_record["precise"] == str(precise)
+        row = out(*flags, *more)[0].splitlines()[2]
+        assert f"| {expected}-bit prefill |" in row
 
 
 def test_several_models_and_threads(out: Any, path: Path) -> None:

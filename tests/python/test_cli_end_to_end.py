@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from gristmill import Tokenizer
+from gristmill import Tokenizer, _core
 from test_cli_parser import FLAPPY, STRAWBERRY, words
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
@@ -39,6 +39,13 @@ def test_completion_knows_the_capital(smollm2_path: Path) -> None:
         r"\[prompt 5 tokens, [\d.]+ tok/s · answer 4 tokens, [\d.]+ tok/s · first token after [\d.]+ s\]\n$",
         done.stderr,
     )
+
+
+def test_precise_is_among_the_settings(smollm2_path: Path) -> None:
+    for flags, bits in (([], _core.prefill_bits("")), (["--precise"], 15)):
+        done = gristmill("run", "-m", smollm2_path, "-no-cnv", "-p", "hi there", "-n", 1, "-v", *flags)
+        assert done.returncode == 0
+        assert re.search(rf"^\[context .* · {bits}-bit prefill\]$", done.stderr, re.MULTILINE)
 
 
 def test_same_seed_same_text_on_any_number_of_threads(smollm2_path: Path) -> None:

@@ -32,12 +32,23 @@ def test_decoding_in_company_changes_no_bit(fmt: quants.Format, isa: str) -> Non
 
 @each_format
 @each_isa
-def test_prefill_in_company_changes_no_bit(fmt: quants.Format, isa: str) -> None:
+@pytest.mark.parametrize("mode", ["prefill", "precise"])
+def test_prefill_in_company_changes_no_bit(fmt: quants.Format, isa: str, mode: str) -> None:
     packed, _ = packed_rows(fmt, K, "random")
     x = activations(70, K)
-    together = multiply(packed, fmt, x, isa, "prefill")
+    together = multiply(packed, fmt, x, isa, mode)
     for n in (1, 2, 3, 17):
-        assert same_bits(multiply(packed, fmt, x[:n], isa, "prefill"), together[:n]), f"batch of {n}"
+        assert same_bits(multiply(packed, fmt, x[:n], isa, mode), together[:n]), f"batch of {n}"
+
+
+@each_format
+@each_isa
+def test_prefill_is_precise_where_it_has_no_8_bits(fmt: quants.Format, isa: str) -> None:
+    """Float formats always; a set that has no kernels of 8 bits. Elsewhere the two must not be one."""
+    packed, _ = packed_rows(fmt, K, "random")
+    x = activations(9, K)
+    same = same_bits(multiply(packed, fmt, x, isa, "prefill"), multiply(packed, fmt, x, isa, "precise"))
+    assert same == (fmt.kind == "float" or _core.prefill_bits(isa) == 15)
 
 
 @each_format

@@ -2,7 +2,8 @@
 
 Errors are given in units of the logits' root mean square, and the largest one counts. Weights enter exactly,
 so what is left is rounding of activations: to float32 for float formats, to 15 bits for quantized ones (see
-BOUND). The KV cache is float32 here, for nothing else to blur the picture.
+BOUND), or in prefill to 8 unless the model was loaded with ``precise`` (see BOUND_8_BIT). The KV cache is
+float32 here, for nothing else to blur the picture.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ NAMES = [f.name for f in quants.formats()]
 ARCHITECTURES = _core.supported_architectures()
 # A quantized activation is off by up to half a step of 1/16256 of the largest of its 32: for normal values
 # 4e-5 of their spread, and so is a product of them. Two layers and the head quantize nine times, among them
-# gated values with longer tails: 1.3e-4 together, and the largest of 12 000 logits is five deviations out. (8
-# bits would make it 0.1.) Float formats leave the rounding of float32 sums.
+# gated values with longer tails: 1.3e-4 together, and the largest of 12 000 logits is five deviations out.
+# Float formats leave the rounding of float32 sums.
 BOUND = {"affine": 1.5e-3, "float": 2e-5}
+# 8 bits have 127 steps where 15 have 16256, so everything is 128 times as much: 1.7e-2 together, and the
+# largest again at five deviations. The root mean square of all logits scatters less than the largest one, by
+# which share of a format's codes is large: 0.9e-2 to 2.1e-2.
+BOUND_8_BIT = 128 * BOUND["affine"]
+RMS_8_BIT = 2.5e-2
 IDS = np.random.default_rng(7).integers(0, 320, 37)
 F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
 
@@ -60,12 +66,31 @@ def bound(name: str) -> float:
 
 
 def check(engine: Engine, path: Path, limit: float, ids: Sequence[int] = IDS) -> None:
-    """Prompt at once, and token by token: the two have kernels of their own."""
+    """Prompt at once, and token by token: the two have kernels of their own. Then a prompt at 8 bits."""
     reference = expected(path, ids)
-    for splits in (None, [1] * len(ids)):
-        error = largest_error(engine.logits(path, ids, splits, **F32_CACHE), reference)
+    for splits in ([1] * len(ids), None):
+        logits = engine.logits(path, ids, splits, precise=True, **F32_CACHE)
+        error = largest_error(logits, reference)
         print(f"{engine.isa}, {'prompt' if splits is None else 'decode'}: {error:.1e}, bound {limit:.1e}")
         assert error < limit
+    check_default_prefill(engine, path, ids, logits, has_8_bits=limit > BOUND["float"])
+
+
+def check_default_prefill(
+    engine: Engine, path: Path, ids: Sequence[int], precise: np.ndarray, *, has_8_bits: bool
+) -> None:
+    """A prompt without ``precise``: the same bits as with it, unless the set has kernels of 8 bits for it."""
+    logits = engine.logits(path, ids, **F32_CACHE)
+    if not has_8_bits or _core.prefill_bits(engine.isa) != 8:
+        assert np.array_equal(logits, precise)
+        return
+    reference = expected(path, ids)
+    largest, rms = largest_error(logits, reference), rms_error(logits, reference)
+    print(f"{engine.isa}, prompt, 8 bits: {largest:.1e}, bound {BOUND_8_BIT:.1e}; rms {rms:.1e}")
+    assert largest < BOUND_8_BIT
+    assert rms < RMS_8_BIT
+    # One that silently stayed precise would pass the bounds and be slow.
+    assert rms > 10 * rms_error(precise, reference)
 
 
 def test_every_format_has_random_blocks() -> None:
@@ -126,26 +151,65 @@ def test_output_and_bias(engine: Engine, tiny_model: TinyModel, arch: str, bias:
     check(engine, tiny_model(arch=arch, bias=bias, tied=tied), bound("F32"))
 
 
+def test_decoding_is_precise_without_being_asked(engine: Engine, tiny_model: TinyModel) -> None:
+    path = tiny_model(formats="Q4_1")
+    ids, splits = IDS[:9], [1] * 9
+    precise = engine.logits(path, ids, splits, precise=True)
+    assert np.array_equal(engine.logits(path, ids, splits), precise)
+
+
 def test_outlier_channel(engine: Engine, tiny_model: TinyModel, tmp_path: Path) -> None:
     """One channel 64 times as large as the others, and weights as much smaller where it enters.
 
     Real models have such channels (Sun et al. 2024, arXiv 2402.17762). A scale that they share with others
     costs those 6 of their bits: of 15 bits a row it leaves 9, of 8 bits nothing.
     """
-    path = tmp_path / "outlier.gguf"
-    path.write_bytes(tiny_model(formats="Q8_0").read_bytes())
+    path = with_outlier_channel(tiny_model(formats="Q8_0"), tmp_path / "outlier.gguf", scale_its_block)
+    error = rms_error(engine.logits(path, IDS, precise=True, **F32_CACHE), expected(path, IDS))
+    print(f"{engine.isa}: {error:.1e}")
+    assert error < 5e-4
+    default = rms_error(engine.logits(path, IDS, **F32_CACHE), expected(path, IDS))
+    print(f"{engine.isa}, default: {default:.1e}")
+    assert default < RMS_8_BIT
+
+
+def test_outlier_channel_among_others(engine: Engine, tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The same with small weights for that one channel alone, so that its 31 neighbours count in full.
+
+    With a scale from the outlier 8 bits would round each of them to nothing, an eighth of all channels: a
+    third of the result. It is kept apart from its group instead, so they have their own scale.
+    """
+    path = with_outlier_channel(tiny_model(formats="Q8_0"), tmp_path / "outlier.gguf", scale_its_column)
+    reference = expected(path, IDS)
+    error = rms_error(engine.logits(path, IDS, **F32_CACHE), reference)
+    print(f"{engine.isa}: {error:.1e}")
+    assert error < RMS_8_BIT
+
+
+def scale_its_block(blocks: np.ndarray) -> None:
+    """A 64th of every row's first scale, so of its first 32 columns, in Q8_0 blocks [rows, bytes]."""
+    scales = blocks[:, :2].copy().view(np.float16)
+    blocks[:, :2] = (scales / np.float16(64)).view(np.uint8)
+
+
+def scale_its_column(blocks: np.ndarray) -> None:
+    """A 64th of every row's first code."""
+    codes = blocks[:, 2].view(np.int8)
+    blocks[:, 2] = np.rint(codes / 64).astype(np.int8).view(np.uint8)
+
+
+def with_outlier_channel(source: Path, path: Path, shrink: Callable[[np.ndarray], None]) -> Path:
+    """Copies a Q8_0 model; channel 0 leaves every norm 64 times as large, where weights are shrunk for it."""
+    path.write_bytes(source.read_bytes())
     reader = gguf.GGUFReader(path, "r+")
     for tensor in reader.tensors:
         part = tensor.name.split(".")[-2]
         if part in ("attn_norm", "ffn_norm"):
             tensor.data[0] *= 64
         elif part in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up") and "bias" not in tensor.name:
-            scales = tensor.data[:, :2].copy().view(np.float16)  # of the first block of 32 columns
-            tensor.data[:, :2] = (scales / np.float16(64)).view(np.uint8)
+            shrink(tensor.data)
     reader.data.flush()
-    error = rms_error(engine.logits(path, IDS, **F32_CACHE), expected(path, IDS))
-    print(f"{engine.isa}: {error:.1e}")
-    assert error < 5e-4
+    return path
 
 
 def test_long_prompt(engine: Engine, tiny_model: TinyModel) -> None:

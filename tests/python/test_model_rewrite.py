@@ -54,7 +54,7 @@ def rewrite_as_qwen2(source: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def pair(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     rewritten = rewrite_as_qwen2(smollm2_path, tmp_path_factory.mktemp("qwen2") / "smollm2-qwen2.gguf")
-    return gristmill.load(smollm2_path, n_ctx=512), gristmill.load(rewritten, n_ctx=512)
+    return tuple(gristmill.load(path, n_ctx=512, precise=True) for path in (smollm2_path, rewritten))
 
 
 def test_same_logits(pair: tuple[Any, Any]) -> None:

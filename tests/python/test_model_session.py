@@ -11,7 +11,7 @@ import gristmill
 import numpy as np
 import pytest
 from oracle.engine import Engine, forward_all
-from test_logits import BOUND, TinyModel, largest_error
+from test_logits import BOUND, BOUND_8_BIT, TinyModel, largest_error
 
 IDS = np.random.default_rng(11).integers(0, 320, 90).tolist()
 
@@ -44,8 +44,9 @@ def test_any_split_of_a_prompt(engine: Engine, path: Path, splits: list[int] | N
 
     A key that falls on the other side of an f16 rounding boundary adds a little more.
     """
-    whole = engine.logits(path, IDS).astype(np.float64)
-    assert largest_error(engine.logits(path, IDS, splits or [1] * 90), whole) < 2 * BOUND["affine"]
+    for options, bound in (({"precise": True}, BOUND["affine"]), ({}, BOUND_8_BIT)):
+        whole = engine.logits(path, IDS, **options).astype(np.float64)
+        assert largest_error(engine.logits(path, IDS, splits or [1] * 90, **options), whole) < 2 * bound
 
 
 def test_last_position_alone(model: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import add_command, output
-from gristmill.cli.flags import CACHE_TYPES, add_override_flags, integer
+from gristmill.cli.flags import CACHE_TYPES, add_override_flags, add_precise_flag, integer
 from gristmill.cli.inputs import model_path
 from gristmill.cli.parser import UsageError
 
@@ -69,6 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     for flag, long, of in (("-ctk", "--cache-type-k", "keys"), ("-ctv", "--cache-type-v", "values")):
         parser.add_argument(flag, long, choices=CACHE_TYPES, default="f16", help=f"type of cached {of} (f16)")
+    add_precise_flag(parser)
     add_override_flags(parser)
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON, the machine described with it")
@@ -157,6 +158,7 @@ def _measure(args: argparse.Namespace, tests: list[BenchTest]) -> Iterator[Bench
                 overrides=overrides,
                 cache_type_k=args.cache_type_k,
                 cache_type_v=args.cache_type_v,
+                precise=args.precise,
             )
 
             def progress(what: str, done: int, total: int, i: int = i, model: Any = model) -> None:

@@ -134,6 +134,15 @@ def add_memory_flags(parser: Parser) -> None:
     }
 
 
+def add_precise_flag(group: argparse._ActionsContainer) -> None:
+    """``--precise``, which llama.cpp has not."""
+    group.add_argument(
+        "--precise",
+        action="store_true",
+        help="prompts with activations of 15 bits, as answers always have (default: 8, which is faster)",
+    )
+
+
 def add_rope_flags(parser: Parser) -> None:
     """RoPE and YaRN; :func:`overrides` turns them into metadata."""
     group = parser.add_argument_group("RoPE and YaRN (the file's own values unless given)")

@@ -15,6 +15,7 @@ from gristmill.cli.escapes import process_escapes
 from gristmill.cli.flags import (
     ON_OFF_AUTO,
     add_model_flags,
+    add_precise_flag,
     add_rope_flags,
     add_sampling_flags,
     gpu_layers,
@@ -141,6 +142,7 @@ def _add_machine_flags(parser: Parser) -> None:
         "--prio", type=integer(-1, 3), default=0, metavar="N",
         help="priority: -1 low, 0 normal, 1 medium, 2 high, 3 realtime",
     )  # fmt: skip
+    add_precise_flag(group)
     group.add_argument("--offline", action="store_true", help="never fetch the demo model")
     parser.environment |= {
         "--threads": "LLAMA_ARG_THREADS",
@@ -208,6 +210,7 @@ def run(args: argparse.Namespace) -> int:
         cache_type_k=args.cache_type_k,
         cache_type_v=args.cache_type_v,
         n_gpu_layers={-1: None, -2: -1}.get(args.n_gpu_layers, args.n_gpu_layers),
+        precise=args.precise,
     )
     template = _template(args, model)
     if args.verbose:
@@ -378,5 +381,8 @@ def set_priority(priority: int) -> None:
 def _describe(args: argparse.Namespace, model: Model, sampler: SamplerChain) -> None:
     output.note(f"[{model.path}: {model.architecture}, {model.n_layer} layers, {model.n_vocab} tokens]")
     cache = f"{args.cache_type_k}/{args.cache_type_v}"
-    output.note(f"[context {model.n_ctx} · cache {cache} · {model.n_threads} threads · {model.isa}]")
+    prefill = f"{model.prefill_bits}-bit prefill"
+    output.note(
+        f"[context {model.n_ctx} · cache {cache} · {model.n_threads} threads · {model.isa} · {prefill}]"
+    )
     output.note(f"[{sampler!r}]")

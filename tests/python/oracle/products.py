@@ -19,6 +19,7 @@ ROUND = 2.0**-24  # relative error of one float32 operation
 STEPS = 16256  # of the activation grid on either side of zero
 STEPS_8_BIT = 127
 OUTLIER_RATIO = 2.0
+OUTLIER_MOST = 1e18  # whose square a float32 still holds
 
 
 def steps(x: Array, isa: str, mode: str = "decode") -> Array:
@@ -35,10 +36,12 @@ def scale_peaks(magnitudes: Array) -> Array:
     """What 8-bit activations take as the largest of a group, from magnitudes [n, groups, 32].
 
     A row's two (below 24 groups) or four groups that gain most have their largest value kept apart if it is
-    at least twice the second, which then sets the step; the value itself has ``STEPS`` steps at most.
+    at least twice the second and at most ``OUTLIER_MOST``. The second then sets the step; the value itself
+    has ``STEPS`` steps at most.
     """
     second, first = np.moveaxis(np.sort(magnitudes, axis=2)[:, :, -2:], 2, 0)
-    gain = np.where(first >= OUTLIER_RATIO * second, first**2 - second**2, 0)
+    stands_out = (first >= OUTLIER_RATIO * second) & (first <= OUTLIER_MOST)
+    gain = np.where(stands_out, first**2 - second**2, 0)
     limit = 2 if magnitudes.shape[1] < 24 else 4
     chosen = np.argsort(-gain, axis=1, kind="stable")[:, :limit]
     kept_apart = np.zeros(gain.shape, bool)

@@ -13,18 +13,18 @@ struct Set {
   static constexpr int kPrefillRows = kPanels * cpu::kPanelRows, kPanelRows = kPrefillRows, kActivationGroup = 32;
   static constexpr auto activation_bytes = cpu::activation_bytes;
   static constexpr auto quantize_activations = cpu::quantize_activations;
-  template <class Format>
-  static void decode(const MatmulTask& task) {
-    decode_affine<Format>(task);
-  }
-  // 15 bits whatever is asked for.
-  template <ActivationBits>
-  static constexpr PrefillActivations prefill_activations() {
+  // 15 bits in every pass.
+  template <Pass>
+  static constexpr Activations activations() {
     return row_activations<Set>();
   }
-  template <class Format, ActivationBits>
-  static void prefill(const MatmulTask& task) {
-    prefill_affine<Format>(task);
+  template <class Format, Pass kPass>
+  static void matmul(const MatmulTask& task) {
+    if constexpr (kPass == Pass::kDecode) {
+      decode_affine<Format>(task);
+    } else {
+      prefill_affine<Format>(task);
+    }
   }
 };
 

@@ -1,96 +1,65 @@
-// Decoding: dot products of whole rows with one to eight tokens, on the file's own blocks. A block is taken apart once
-// in registers; for each token two vpdpbusd (one a plane), one conversion and one multiply-add follow per 64 weights.
+// Decoding one to eight tokens: each panel is made in L1, multiplied and forgotten. The weights pass once, as the file
+// holds them.
 #pragma once
 
-#include "cpu/isa/avx512_vnni/decode_formats.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/avx512_vnni/multiply.h"
 
 namespace gristmill::cpu {
 namespace {
 
-// Sum over 64 weights of u * (128 hi + lo), exact, four products a lane, scaled and added.
-inline __m512 dot64(__m512i u, __m512 scale, __m512i hi, __m512i lo, __m512 sum) {
-  __m512i acc = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, hi);
-  acc = _mm512_dpbusd_epi32(_mm512_slli_epi32(acc, 7), u, lo);
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), scale, sum);
+// How many rows apart the sixteen lanes of a panel are, of `left` rows: each lane then reads on where it stopped, one
+// of sixteen streams that the hardware runs ahead of, which it does not for sixteen rows in a few pages.
+inline int64_t lane_distance(int64_t left, int64_t row_bytes) {
+  int64_t distance = std::max<int64_t>(1, left / kPanelRows);
+  // Streams that lie a multiple of 4 KiB apart would share the few places of L1.
+  while (distance > 1 && (distance * row_bytes + 128) % 4096 < 256) --distance;
+  return distance;
 }
 
-// Rows side by side are streams too short, or too many in a page, for the hardware to run ahead: the kernel asks for
-// the next rows itself, into L2.
-template <size_t kBytes>
-inline void prefetch_block(const char* p) {
-#pragma GCC unroll 8
-  for (size_t i = 0; i < kBytes; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
-}
-
-// R rows with T tokens; rows and tokens unroll so that their sums stay in registers. The order of additions within a
-// row does not depend on R or T.
-template <class Format, int R, int T>
-[[gnu::always_inline]] inline void decode_rows(const std::byte* w, int64_t row_bytes, const ActivationRow* x,
-                                               int64_t n_cols, __m512 (&sum)[R][T]) {
-  using U = Unpack<Format>;
-  using Block = typename Format::Block;
-  constexpr int kBlocks = U::kWeights / Format::kBlockSize;
-#pragma GCC unroll 8
-  for (int i = 0; i < R * T; ++i) sum[i / T][i % T] = _mm512_setzero_ps();
-  const int64_t n_blocks = n_cols / Format::kBlockSize;
-  for (int64_t b = 0, chunk = 0; b < n_blocks; b += kBlocks, chunk += U::kChunks) {
-    // An odd number of 32-blocks: the last is read twice, against padding that is zero.
-    const int64_t second = b + kBlocks <= n_blocks ? b + kBlocks - 1 : b;
-    __m512i hi[T][U::kChunks], lo[T][U::kChunks], scale[T][U::kChunks];
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-#pragma GCC unroll 4
-      for (int c = 0; c < U::kChunks; ++c) {
-        hi[t][c] = load64(x[t].planes + 128 * (chunk + c));
-        lo[t][c] = load64(x[t].planes + 128 * (chunk + c) + 64);
-        scale[t][c] = load64(x[t].lane_scale + 16 * (chunk + c));
-      }
-      U::arrange(hi[t]);
-      U::arrange(lo[t]);
-      U::arrange(scale[t]);  // lanes of scales lie as the bytes they belong to
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Block* row = reinterpret_cast<const Block*>(w + r * row_bytes);
-      prefetch_block<kBlocks * sizeof(Block)>(reinterpret_cast<const char*>(row + b) + R * row_bytes);
-      const U unpacked(row + b, row + second);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        __m512 s = unpacked.add_minimum(x[t], chunk, sum[r][t]);
-#pragma GCC unroll 4
-        for (int c = 0; c < U::kChunks; ++c) {
-          const __m512 both = _mm512_mul_ps(unpacked.s[c], _mm512_castsi512_ps(scale[t][c]));
-          s = dot64(unpacked.u[c], both, hi[t][c], lo[t][c], s);
-        }
-        sum[r][t] = s;
-      }
+template <class Layout, int T>
+inline void decode_panel(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
+  constexpr int kMostTiles = (kDecodeRows + T - 1) / T;
+  const Weight& w = *task.w;
+  const int64_t m = w.n_rows, tiles = n_tiles(task.n, T);
+  const auto* x = reinterpret_cast<const TilePiece<2, T>*>(task.x);
+  alignas(64) PanelSums<T> sums[kMostTiles] = {};
+  for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += tiles) {
+    const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
+    if constexpr (T == 1) {
+      TokenSink<Layout> sink(x[0]);
+      unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, sink);
+      sink.add_to(sums[0]);
+    } else {
+      unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
+      for (int64_t tile = 0; tile < tiles; ++tile)
+        multiply_tile<Layout, 2, 1, T>(&panel, x[tile].group, int((n_k + 31) / 32), &sums[tile]);
     }
   }
+  for (int t = 0; t < task.n; ++t)
+    for (int i = 0; i < n_rows; ++i) {
+      const int64_t row = r + i * distance;
+      task.y[t * m + row] = sums[t / T][t % T][i] + (task.bias ? task.bias[row] : 0.0f);
+    }
 }
 
-template <class Format, int R, int T>
-inline void decode_tokens(const MatmulTask& task, int first) {
-  const int64_t row_bytes = task.w->row_bytes(), m = task.w->n_rows, n_cols = task.w->n_cols;
-  ActivationRow x[T];
-  for (int t = 0; t < T; ++t) x[t] = ActivationRow::at(task.x + (first + t) * task.x_stride, n_cols);
-  const auto rows = [&]<int Rows>(int64_t r) __attribute__((always_inline)) {
-    __m512 sum[Rows][T];
-    decode_rows<Format, Rows, T>(task.w->data + r * row_bytes, row_bytes, x, n_cols, sum);
-    for (int i = 0; i < Rows; ++i)
-      for (int t = 0; t < T; ++t)
-        task.y[(first + t) * m + r + i] = _mm512_reduce_add_ps(sum[i][t]) + (task.bias ? task.bias[r + i] : 0.0f);
-  };
-  int64_t r = task.row_begin;
-  for (; r + R <= task.row_end; r += R) rows.template operator()<R>(r);
-  for (; r < task.row_end; ++r) rows.template operator()<1>(r);
+template <class Layout, int T>
+inline void decode_rows(const MatmulTask& task, Panel& panel) {
+  for (int64_t r = task.row_begin; r < task.row_end;) {
+    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes());
+    const int n_rows = int(std::min<int64_t>(kPanelRows, left));
+    for (int64_t i = 0; i < distance; ++i) decode_panel<Layout, T>(task, r + i, n_rows, distance, panel);
+    r += n_rows * distance;
+  }
 }
 
 template <class Format>
 void decode_affine(const MatmulTask& task) {
-  int t = 0;
-  for (; t + 4 <= task.n; t += 4) decode_tokens<Format, 1, 4>(task, t);
-  for (; t < task.n; ++t) decode_tokens<Format, 4, 1>(task, t);
+  Panel panel;
+  if (task.n == 1) {
+    decode_rows<PanelLayout<Format>, 1>(task, panel);
+  } else {
+    decode_rows<PanelLayout<Format>, kTileTokens>(task, panel);
+  }
 }
 
 }  // namespace

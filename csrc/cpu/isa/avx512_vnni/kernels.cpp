@@ -11,20 +11,19 @@ struct Set {
   using Vec = Avx512Vec;
   static constexpr const char* kName = "avx512_vnni";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = kPanels * cpu::kPanelRows, kActivationGroup = 32;
-  static constexpr auto activation_bytes = cpu::activation_bytes;
-  static constexpr auto quantize_activations = cpu::quantize_activations;
-  template <class Format>
-  static void decode(const MatmulTask& task) {
-    decode_affine<Format>(task);
+  template <Pass kPass>
+  static constexpr Activations activations() {
+    if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<1>, quantize_tile<1>};
+    if constexpr (kPass == Pass::kPrecisePrefill) return {15, kTileTokens, tile_bytes<2>, quantize_tile<2>};
+    return {15, kTileTokens, decode_tile_bytes, quantize_decode_tile};
   }
-  template <ActivationBits kBits>
-  static constexpr PrefillActivations prefill_activations() {
-    constexpr int kPlanes = kBits == ActivationBits::k8 ? 1 : 2;
-    return {kPlanes == 1 ? 8 : 15, kTileTokens, tile_bytes<kPlanes>, quantize_tile<kPlanes>};
-  }
-  template <class Format, ActivationBits kBits>
-  static void prefill(const MatmulTask& task) {
-    prefill_affine<Format, kBits == ActivationBits::k8 ? 1 : 2>(task);
+  template <class Format, Pass kPass>
+  static void matmul(const MatmulTask& task) {
+    if constexpr (kPass == Pass::kDecode) {
+      decode_affine<Format>(task);
+    } else {
+      prefill_affine<Format, kPass == Pass::kPrefill ? 1 : 2>(task);
+    }
   }
 };
 

@@ -77,17 +77,13 @@ struct Set {
   static constexpr int kPrefillRows = 16, kPanelRows = 16, kActivationGroup = 32;
   static constexpr auto activation_bytes = cpu::activation_bytes;
   static constexpr auto quantize_activations = cpu::quantize_activations;
-  template <class Format>
-  static void decode(const MatmulTask& task) {
-    matmul_affine<Format>(task);
-  }
-  // 15 bits whatever is asked for.
-  template <ActivationBits>
-  static constexpr PrefillActivations prefill_activations() {
+  // 15 bits in every pass.
+  template <Pass>
+  static constexpr Activations activations() {
     return row_activations<Set>();
   }
-  template <class Format, ActivationBits>
-  static void prefill(const MatmulTask& task) {
+  template <class Format, Pass>
+  static void matmul(const MatmulTask& task) {
     matmul_affine<Format>(task);
   }
 };

@@ -1,0 +1,216 @@
+// Panels of 16 rows (panel.h) times tiles of tokens (tile.h): P x T sums of integers in registers, one broadcast from
+// memory for P vpdpbusd. A token's sums are made in one order, whatever P, T and the tokens beside it.
+#pragma once
+
+#include "cpu/isa/avx512_vnni/panel.h"
+#include "cpu/isa/avx512_vnni/tile.h"
+
+namespace gristmill::cpu {
+namespace {
+
+// Sums of a panel with a tile's tokens.
+template <int T>
+using PanelSums = float[T][kPanelRows];
+
+inline __m512i broadcast4(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// -kZero times the sums of a token's activations, where all integer sums start: broadcasts from memory cost no port
+// that multiplies, and all groups at once leave no wait between them.
+template <class Layout, int kPlanes, int T, int kHalves>
+inline void set_offsets(const TileGroup<kPlanes, T>* groups, int n_groups,
+                        int32_t (&offsets)[kPieceGroups][kHalves][kPlanes][T]) {
+  for (int g = 0; g < n_groups; ++g)
+#pragma GCC unroll 4
+    for (int i = 0; i < kHalves * kPlanes; ++i) {
+      const int half = i / kPlanes, plane = i % kPlanes;
+      const auto& sums = groups[g].isum[plane];
+      auto& to = offsets[g][half][plane];
+      if constexpr (T == 4) {
+        const uint32_t zero = -Layout::kZero & 0xffffu;
+        const __m128i factors = _mm_set1_epi32(int(kHalves == 1 ? zero * 0x10001u : half ? zero * 0x10000u : zero));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_madd_epi16(load16(sums), factors));
+      } else {
+        for (int t = 0; t < T; ++t) to[t] = -Layout::kZero * (kHalves == 1 ? sums[t][0] + sums[t][1] : sums[t][half]);
+      }
+    }
+}
+
+// Sums of the first and second 16 activations of a group, as floats.
+template <int kPlanes, int T>
+inline void set_half_sums(const TileGroup<kPlanes, T>& x, float (&halves)[2][T]) {
+  for (int h = 0; h < 2; ++h)
+    for (int t = 0; t < T; ++t) {
+      int sum = 0;
+      for (int plane = 0; plane < kPlanes; ++plane) sum = 128 * sum + x.isum[plane][t][h];
+      halves[h][t] = x.scale[t] * float(sum);
+    }
+}
+
+// Products of the groups' integers, then scales: sums += panels . tile over n_groups groups of 32 k.
+template <class Layout, int kPlanes, int P, int T>
+inline void multiply_tile(const Panel* panels, const TileGroup<kPlanes, T>* groups, int n_groups, PanelSums<T>* sums) {
+  constexpr int kGroup = Layout::kGroup, kHalves = 32 / kGroup;
+  __m512 s[P][T];
+#pragma GCC unroll 16
+  for (int i = 0; i < P * T; ++i) s[i / T][i % T] = _mm512_load_ps(sums[i / T][i % T]);
+  [[maybe_unused]] int32_t offsets[kPieceGroups][kHalves][kPlanes][T];
+  if constexpr (Layout::kZero != 0) set_offsets<Layout>(groups, n_groups, offsets);
+  for (int g = 0; g < n_groups; ++g) {
+    const TileGroup<kPlanes, T>& x = groups[g];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < sizeof x; i += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(&x) + sizeof(TilePiece<kPlanes, T>) + i, _MM_HINT_T0);
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      // Where registers allow, each plane has sums of its own: fewer waits for the sum before.
+      constexpr int kChains = P * T <= 4 ? kPlanes : 1;
+      __m512i acc[kChains][P][T];
+#pragma GCC unroll 2
+      for (int plane = 0; plane < kPlanes; plane += kChains) {
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
+          for (int chain = 0; chain < kChains; ++chain) {
+            const __m512i start =
+                Layout::kZero != 0 ? _mm512_set1_epi32(offsets[g][h][plane + chain][t]) : _mm512_setzero_si512();
+#pragma GCC unroll 3
+            for (int p = 0; p < P; ++p) {
+              __m512i& sum = acc[chain][p][t];
+              if (plane == 0) {
+                sum = start;
+              } else {
+                sum = _mm512_slli_epi32(sum, 7);
+                if (Layout::kZero != 0) sum = _mm512_add_epi32(sum, start);
+              }
+            }
+          }
+#pragma GCC unroll 8
+        for (int i = h * kGroup / 4; i < (h + 1) * kGroup / 4; ++i) {
+          __m512i u[P];
+#pragma GCC unroll 3
+          for (int p = 0; p < P; ++p) u[p] = _mm512_load_si512(panels[p].u[8 * g + i]);
+#pragma GCC unroll 4
+          for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
+            for (int chain = 0; chain < kChains; ++chain) {
+              const __m512i four = broadcast4(x.q[plane + chain][i][t]);
+#pragma GCC unroll 3
+              for (int p = 0; p < P; ++p) acc[chain][p][t] = _mm512_dpbusd_epi32(acc[chain][p][t], u[p], four);
+            }
+        }
+      }
+#pragma GCC unroll 3
+      for (int p = 0; p < P; ++p) {
+        const __m512 scale = _mm512_load_ps(panels[p].scale[kHalves * g + h]);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+          const __m512i sum = kChains == 2
+                                  ? _mm512_add_epi32(_mm512_slli_epi32(acc[0][p][t], 7), acc[kChains - 1][p][t])
+                                  : acc[0][p][t];
+          s[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[t])), s[p][t]);
+        }
+      }
+    }
+    if constexpr (Layout::kHasMin) {
+      constexpr int kMinHalves = 32 / Layout::kMinGroup;
+      float halves[2][T];
+      if constexpr (kMinHalves == 2) set_half_sums(x, halves);
+#pragma GCC unroll 2
+      for (int h = 0; h < kMinHalves; ++h) {
+        const float* sum = kMinHalves == 2 ? halves[h] : x.sum;
+#pragma GCC unroll 3
+        for (int p = 0; p < P; ++p) {
+          const __m512 minimum = _mm512_load_ps(panels[p].minimum[kMinHalves * g + h]);
+#pragma GCC unroll 4
+          for (int t = 0; t < T; ++t) s[p][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum[t]), s[p][t]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < P * T; ++i) _mm512_store_ps(sums[i / T][i % T], s[i / T][i % T]);
+}
+
+// A sink that multiplies weights with one token as they come and keeps none: its sums stay in registers, and are added
+// in the order of multiply_tile.
+template <class Layout>
+struct TokenSink {
+  static constexpr int kGroups = kPieceK / Layout::kGroup;
+  static constexpr int kQuads = Layout::kGroup / 4;
+  const TilePiece<2, 1>& piece;
+  __m512i hi[kGroups], lo[kGroups];  // of the groups that are under way
+  alignas(64) int32_t sum[kGroups][kPanelRows];
+  alignas(64) float scale[kGroups][kPanelRows], minimum[kPieceK / Layout::kMinGroup][kPanelRows];
+  int32_t offset[kGroups];
+
+  GRISTMILL_INLINE explicit TokenSink(const TilePiece<2, 1>& x) : piece(x) {
+    if constexpr (Layout::kZero != 0)
+      for (int g = 0; g < kGroups; ++g) offset[g] = -Layout::kZero * sum_of(g);
+  }
+  // Of the token's integers in a group.
+  GRISTMILL_INLINE int sum_of(int g) const {
+    const auto& sums = piece.group[g * Layout::kGroup / 32].isum;
+    if (Layout::kGroup == 32) return 128 * (sums[0][0][0] + sums[0][0][1]) + sums[1][0][0] + sums[1][0][1];
+    return 128 * sums[0][0][g % 2] + sums[1][0][g % 2];
+  }
+  // A group's quads come in order.
+  template <class I>
+  GRISTMILL_INLINE void set_u(I i, __m512i u) {
+    constexpr int g = i / kQuads;
+    if constexpr (i % kQuads == 0) {
+      hi[g] = _mm512_setzero_si512();
+      lo[g] = Layout::kZero != 0 ? _mm512_set1_epi32(offset[g]) : _mm512_setzero_si512();
+    }
+    hi[g] = _mm512_dpbusd_epi32(hi[g], u, broadcast4(piece.group[i / 8].q[0][i % 8][0]));
+    lo[g] = _mm512_dpbusd_epi32(lo[g], u, broadcast4(piece.group[i / 8].q[1][i % 8][0]));
+    if constexpr (i % kQuads == kQuads - 1)
+      _mm512_store_si512(sum[g], _mm512_add_epi32(_mm512_slli_epi32(hi[g], 7), lo[g]));
+  }
+  GRISTMILL_INLINE void set_scale(int group, __m512 x) { _mm512_store_ps(scale[group], x); }
+  GRISTMILL_INLINE void set_minimum(int group, __m512 x) { _mm512_store_ps(minimum[group], x); }
+  GRISTMILL_INLINE void add_to(PanelSums<1>& sums) {
+    __m512 s = _mm512_load_ps(sums[0]);
+    for_constants<kGroups>([&](auto g) GRISTMILL_LAMBDA {
+      const TileGroup<2, 1>& x = piece.group[g * Layout::kGroup / 32];
+      const __m512 both = _mm512_mul_ps(_mm512_load_ps(scale[g]), _mm512_set1_ps(x.scale[0]));
+      s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sum[g])), both, s);
+      if constexpr (Layout::kHasMin && Layout::kGroup == 32)
+        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(x.sum[0]), s);
+      if constexpr (Layout::kHasMin && Layout::kGroup == 16 && g % 2 == 1) {
+        float halves[2][1];
+        set_half_sums(x, halves);
+        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g - 1]), _mm512_set1_ps(halves[0][0]), s);
+        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(halves[1][0]), s);
+      }
+    });
+    _mm512_store_ps(sums[0], s);
+  }
+};
+
+// The upper bits of a tile's outliers: 128 scale * high * weight for one column each.
+template <class Layout, int T>
+inline void add_outliers(const Panel* panels, int n_panels, const TilePiece<1, T>& piece, PanelSums<T>* sums) {
+  for (int i = 0; i < piece.n_outliers; ++i) {
+    const TileOutlier& o = piece.outlier[i];
+    const __m512 size = _mm512_set1_ps(128.0f * piece.group[o.k / 32].scale[o.token]);
+    const __m512i high = _mm512_set1_epi32(int(uint32_t(uint8_t(o.high)) << (o.k % 4 * 8)));
+    const __m512i offset = _mm512_set1_epi32(-Layout::kZero * o.high);
+    for (int p = 0; p < n_panels; ++p) {
+      const Panel& panel = panels[p];
+      const __m512i product = _mm512_dpbusd_epi32(offset, _mm512_load_si512(panel.u[o.k / 4]), high);
+      __m512 weight = _mm512_mul_ps(_mm512_cvtepi32_ps(product), _mm512_load_ps(panel.scale[o.k / Layout::kGroup]));
+      if constexpr (Layout::kHasMin)
+        weight = _mm512_fmadd_ps(_mm512_load_ps(panel.minimum[o.k / Layout::kMinGroup]), _mm512_set1_ps(float(o.high)),
+                                 weight);
+      float* sum = sums[p][o.token];
+      _mm512_store_ps(sum, _mm512_fmadd_ps(weight, size, _mm512_load_ps(sum)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gristmill::cpu

@@ -1,0 +1,105 @@
+// Sixteen rows of a matrix side by side: their bytes at one offset, turned so that a lane is a row.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+// Everything that handles registers by number is inlined, or its arrays would lie in memory.
+#define GRISTMILL_INLINE [[gnu::always_inline]] inline
+#define GRISTMILL_LAMBDA __attribute__((always_inline))
+
+namespace gristmill::cpu {
+namespace {
+
+constexpr int kPanelRows = 16;
+
+template <int i>
+constexpr std::integral_constant<int, i> constant{};
+// f(constant<0>), ..., f(constant<N - 1>).
+template <int N, class F>
+GRISTMILL_INLINE void for_constants(const F& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>)
+      GRISTMILL_LAMBDA { (f(constant<i>), ...); }(std::make_integer_sequence<int, N>{});
+}
+
+struct Rows {
+  const uint8_t* p;
+  int64_t stride;
+  const uint8_t* at(int row, int offset) const { return p + row * stride + offset; }
+};
+
+inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline __m512i load64(const void* p) { return _mm512_loadu_si512(p); }
+
+// 16 bytes of every row -> four registers of one dword a row. Three of four moves are inserts from memory, which run on
+// two ports; shuffles between lanes would all wait for one.
+GRISTMILL_INLINE void columns(const Rows& rows, int offset, __m512i (&c)[4]) {
+  __m512i a[4];
+  for (int j = 0; j < 4; ++j) {  // block b of 128 bits: row j + 4 b
+    a[j] = _mm512_castsi128_si512(load16(rows.at(j, offset)));
+    a[j] = _mm512_inserti32x4(a[j], load16(rows.at(j + 4, offset)), 1);
+    a[j] = _mm512_inserti32x4(a[j], load16(rows.at(j + 8, offset)), 2);
+    a[j] = _mm512_inserti32x4(a[j], load16(rows.at(j + 12, offset)), 3);
+  }
+  const __m512i t0 = _mm512_unpacklo_epi32(a[0], a[1]), t1 = _mm512_unpackhi_epi32(a[0], a[1]);
+  const __m512i t2 = _mm512_unpacklo_epi32(a[2], a[3]), t3 = _mm512_unpackhi_epi32(a[2], a[3]);
+  c[0] = _mm512_unpacklo_epi64(t0, t2);
+  c[1] = _mm512_unpackhi_epi64(t0, t2);
+  c[2] = _mm512_unpacklo_epi64(t1, t3);
+  c[3] = _mm512_unpackhi_epi64(t1, t3);
+}
+
+// Small fields, copied by the scalar ports, which have nothing else to do. Read them back late: a vector load waits
+// until its stores have left the store buffer.
+template <class Field>
+struct RowFields {
+  alignas(64) Field of[kPanelRows];
+  void copy(const Rows& rows, int offset) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPanelRows; ++i) std::memcpy(&of[i], rows.at(i, offset), sizeof(Field));
+  }
+};
+
+inline __m512 floats(const RowFields<uint16_t>& halves) {
+  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(halves.of)));
+}
+// The lower and the upper halves of dwords.
+inline __m512 low_halves(__m512i x) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)); }
+inline __m512 high_halves(__m512i x) { return low_halves(_mm512_srli_epi32(x, 16)); }
+
+// Byte j of each dword, as a float.
+inline __m512 byte_to_float(__m512i x, int j) {
+  return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(x, unsigned(8 * j)), _mm512_set1_epi32(255)));
+}
+inline __m512 signed_byte_to_float(__m512i x, int j) {
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(x, unsigned(24 - 8 * j)), 24));
+}
+
+inline __m512i bytes(int x) { return _mm512_set1_epi8(char(x)); }
+inline __m512i low_nibbles(__m512i x) { return _mm512_and_si512(x, bytes(15)); }
+inline __m512i high_nibbles(__m512i x) { return _mm512_and_si512(_mm512_srli_epi32(x, 4), bytes(15)); }
+// mask ? a : b, bit by bit.
+inline __m512i select_bits(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); }
+
+// Two bits of each byte from bit 2 k on.
+inline __m512i bit_pairs(__m512i x, int k) { return _mm512_and_si512(_mm512_srli_epi32(x, unsigned(2 * k)), bytes(3)); }
+// Bits from `kFrom` on moved to kTo, inside bytes; others carry what belongs to no one.
+template <int kFrom, int kTo>
+GRISTMILL_INLINE __m512i shift_bits(__m512i x) {
+  if constexpr (kFrom == kTo) return x;
+  return kFrom < kTo ? _mm512_slli_epi32(x, unsigned(kTo - kFrom) % 32)
+                     : _mm512_srli_epi32(x, unsigned(kFrom - kTo) % 32);
+}
+// The dword's byte j in all of its four bytes.
+inline __m512i repeat_byte(__m512i x, int j) {
+  const __m128i index = _mm_add_epi8(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c), _mm_set1_epi8(char(j)));
+  return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(index));
+}
+
+}  // namespace
+}  // namespace gristmill::cpu
