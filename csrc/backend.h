@@ -94,8 +94,10 @@ class Backend {
   virtual Weight upload_matrix(const Weight& w) { return w; }
   virtual std::unique_ptr<KvCache> make_cache(const KvShape& shape) = 0;
 
-  // Called before the first operation of a pass.
+  // Called before the first and after the last operation of a pass. A pass that is given up has no end, and what it was
+  // to write need not be written.
   virtual void begin(const Batch& /*batch*/) {}
+  virtual void end() {}
   // out[t] = row ids[t] of table, [n, n_cols]
   virtual void embed(const Weight& table, std::span<const int32_t> ids, float* out) = 0;
   // out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight

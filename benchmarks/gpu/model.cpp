@@ -112,6 +112,8 @@ struct Bench {
         source({"/proc/self/fd/" + std::to_string(file.fd)}, file.tensors, metadata(n_layer)) {
     const auto began = Clock::now();
     model = models::make_model(source, backend);
+    std::unique_ptr<float[]> one(new float[1]);
+    backend.download(backend.allocate(1).get(), 1, one.get());  // until all is there
     const double seconds = seconds_since(began);
     report("load", mix, double(file.layer_bytes + file.other_bytes) / 1e9 / seconds, "GB/s");
     logits.resize(size_t(kVocab) * 32);

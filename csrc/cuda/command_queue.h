@@ -43,7 +43,11 @@ class CommandQueue {
     key_ = kSeed;
   }
 
-  int n_graphs() const { return int(graphs_.size()); }
+  int n_graphs() const {
+    int n = 0;
+    for (const auto& [key, graph] : graphs_) n += graph != nullptr;
+    return n;
+  }
 
  private:
   static constexpr uint64_t kSeed = 0x9e3779b97f4a7c15u;

@@ -6,7 +6,6 @@
 #include "cuda/attention.h"
 #include "cuda/elementwise.h"
 #include "cuda/matrix.h"
-#include "cuda/upload.h"
 
 namespace gristmill::cuda {
 namespace {
@@ -31,6 +30,10 @@ CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
 }
 
 CudaBackend::~CudaBackend() {
+  try {
+    synchronize(stream_);         // memory goes after the work that uses it
+  } catch (const DeviceError&) {  // of a kernel that failed: reported when it was waited for
+  }
   queue_.reset();
   destroy_stream(stream_);
 }
@@ -55,7 +58,8 @@ std::shared_ptr<const float[]> CudaBackend::upload_vector(const Weight& w) {
 Weight CudaBackend::upload_matrix(const Weight& w) {
   if (!w) return w;
   use();
-  matrices_.push_back(upload_tiles(w, stream_));
+  if (!uploader_) uploader_ = std::make_unique<Uploader>(stream_);
+  matrices_.push_back(uploader_->upload(w));
   return {w.format, matrices_.back().get(), w.n_rows, w.n_cols};
 }
 
@@ -108,6 +112,10 @@ void CudaBackend::download(const float* from, size_t n, float* host) {
 
 void CudaBackend::begin(const Batch& batch) {
   use();
+  if (uploader_) {
+    synchronize(stream_);
+    uploader_.reset();
+  }
   // What a pass that was given up left.
   held_ = {};
   prepared_ = {};
@@ -236,9 +244,8 @@ void CudaBackend::matmul(std::span<const Product> products, const float* x, int 
   }
   describe();
   // Dependent launches: the weights' first tiles are on their way before the kernel ahead has ended.
-  const bool dependent = device_.major >= 9;
   queue_->push(
-      "decode_matmul", [=, this] { decode_matmul(work, input, n, space, device_, dependent, stream_); }, input.floats,
+      "decode_matmul", [=, this] { decode_matmul(work, input, n, space, device_, true, stream_); }, input.floats,
       input.quantized.planes, n, space.partials, space.counters);
 }
 

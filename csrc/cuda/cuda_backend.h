@@ -14,6 +14,7 @@
 #include "cuda/cuda_kv_cache.h"
 #include "cuda/matmul.h"
 #include "cuda/runtime.h"
+#include "cuda/upload.h"
 
 namespace gristmill::cuda {
 
@@ -31,6 +32,7 @@ class CudaBackend final : public Backend {
   Weight upload_matrix(const Weight& w) override;
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
   void begin(const Batch& batch) override;
+  void end() override { flush(decode_); }
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override;
   void matmul(std::span<const Product> products, const float* x, int n, bool decode) override;
@@ -88,6 +90,7 @@ class CudaBackend final : public Backend {
   Stream stream_ = nullptr;
   std::unique_ptr<CommandQueue> queue_;
   std::vector<DevicePointer<std::byte>> matrices_;
+  std::unique_ptr<Uploader> uploader_;  // while weights are loaded
 
   // The pass.
   bool decode_ = false;

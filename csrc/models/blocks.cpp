@@ -166,6 +166,7 @@ void Blocks::head(const Batch& batch, float* logits) {
     backend_.matmul(std::array{Product{&weights_.output, nullptr, out}}, head_rows_.get(), n, true);
     backend_.download(out, size_t(n) * size_t(h_.n_vocab), host);
   }
+  backend_.end();
 }
 
 }  // namespace gristmill::models

@@ -7,8 +7,7 @@
 #include "attention_data.h"
 #include "check.h"
 #include "cuda/attention.h"
-#include "emulation/block.h"
-#include "emulation/device.h"
+#include "device_under_test.h"
 
 namespace gristmill::cuda::test {
 namespace {

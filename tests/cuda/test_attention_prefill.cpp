@@ -5,7 +5,7 @@
 #include "attention_data.h"
 #include "check.h"
 #include "cuda/attention.h"
-#include "emulation/block.h"
+#include "device_under_test.h"
 
 namespace gristmill::cuda::test {
 namespace {

@@ -34,12 +34,19 @@ struct LaunchConfig {
   size_t shared_bytes = 0;
   Stream stream = nullptr;
   // Programmatic dependent launch: may start before the launch ahead of it in the stream has ended, and must call
-  // grid_dependency_wait() before it touches what that one writes or reads.
+  // grid_dependency_wait() before it touches what that one writes or reads. An ordinary launch on older GPUs.
   bool dependent = false;
 };
 
 [[noreturn]] inline void throw_launch_error(const char* name, cudaError_t error, const Place& place) {
   throw DeviceError("[cuda] launch of " + std::string(name) + " (" + place.text() + "): " + cudaGetErrorString(error));
+}
+
+// GPUs before sm_90 know no programmatic dependent launch.
+inline bool launches_dependent() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
 }
 
 struct KernelName {
@@ -65,7 +72,7 @@ void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& 
   launch_config.dynamicSmemBytes = config.shared_bytes;
   launch_config.stream = reinterpret_cast<cudaStream_t>(config.stream);
   launch_config.attrs = &attribute;
-  launch_config.numAttrs = config.dependent ? 1 : 0;
+  launch_config.numAttrs = config.dependent && launches_dependent() ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
   if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
 }
