@@ -1,6 +1,6 @@
 // Decoding: one query row a sequence, all of its cache read once. The query heads of a KV head (up to 8) share a pass:
 //
-//   block (KV head, row, split)    positions | split 0 | split 1 | ...       a split is a multiple of kWarps x 16
+//   block (KV head, row, split)    positions | split 0 | split 1 | ...       a split is a multiple of warps x 16
 //   warp w of the block            tiles of 16 positions w, w + warps, ...   its own copies, kStages tiles deep; no
 //                                                                            barrier of the block before the end
 //   A fragment of scores           rows 0-7: queries, high halves   rows 8-15: what those leave of q, low halves

@@ -14,6 +14,7 @@ namespace {
 
 std::mt19937 random_bits(5);
 constexpr int kLayer = 1;
+int64_t most_shared_bytes = int64_t{1} << 20;  // what the kernels may take of a block's shared memory
 
 std::string describe(const KvLayout& layout, int n_head) {
   return "types " + std::to_string(int(layout.type_k)) + ", " + std::to_string(int(layout.type_v)) + ", heads " +
@@ -26,7 +27,8 @@ std::vector<float> decode(const Caches& caches, const std::vector<int32_t>& sequ
                           int n_head, float scale) {
   const KvLayout& layout = caches.layout;
   const int n = int(sequences.size());
-  const DeviceInfo device = device_info(0);
+  DeviceInfo device = device_info(0);
+  device.shared_bytes_per_block = std::min(device.shared_bytes_per_block, most_shared_bytes);
   std::vector<int32_t> positions;
   for (const int32_t s : sequences) positions.push_back(caches.lengths[size_t(s)] - 1);
   const auto dq = to_device(q);
@@ -122,6 +124,11 @@ int main() {
     }
     cuda::test::check({KvType::F16, KvType::Q8_0, 2, 1, 64, 64, 530}, 3, {140}, 1.0f, 4e-6);
     if (seed > 1) continue;
+    cuda::test::most_shared_bytes = 99 << 10;  // four warps a block in place of eight
+    cuda::test::check({KvType::F16, KvType::F16, 2, 1, 128, 128, 530}, 5, {70, 300}, 1.0f, 4e-6);
+    cuda::test::most_shared_bytes = 20 << 10;  // none: the plain kernel
+    cuda::test::check({KvType::F16, KvType::F16, 2, 1, 128, 128, 530}, 5, {70}, 1.0f, 4e-6);
+    cuda::test::most_shared_bytes = int64_t{1} << 20;
     cuda::test::check({KvType::F32, KvType::F32, 2, 2, 128, 128, 530}, 4, {1, 260}, 1.0f, 4e-6);
     cuda::test::check({KvType::Q8_0, KvType::F16, 2, 1, 96, 6, 530}, 3, {140}, 1.0f, 4e-6);
     cuda::test::check({KvType::F16, KvType::F16, 2, 1, 320, 300, 530}, 2, {140}, 1.0f, 4e-6);

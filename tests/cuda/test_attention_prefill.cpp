@@ -26,7 +26,7 @@ std::vector<float> prefill(const Caches& caches, const std::vector<float>& q, in
   const size_t n_out = size_t(n * n_head * layout.head_dim_v);
   const auto out = make_device<float>(n_out);
   prefill_attention(caches.memory[0].get(), layout, kLayer, dq.get(), n_head, n, n_past, scale, out.get(), nullptr);
-  return {out.get(), out.get() + n_out};
+  return to_host(out.get(), n_out);
 }
 
 // Every `step`th row is compared.
@@ -38,9 +38,10 @@ void check(const KvLayout& layout, int n_head, int n, int n_past, float spread, 
   const float scale = 1.0f / std::sqrt(float(layout.head_dim_k));
   const std::vector<float> out = prefill(caches, q, n_head, n, n_past, scale);
   for (int t = (n - 1) % step; t < n; t += step) {
-    const double error = relative_error(
-        out.data() + size_t(t) * row_out,
-        exact_attention(caches, 0, kLayer, q.data() + size_t(t) * row_q, n_head, n_past + t + 1, double(scale)));
+    const double error = relative_error(out.data() + size_t(t) * row_out,
+                                        exact_attention(caches, 0, kLayer, q.data() + size_t(t) * row_q, n_head,
+                                                        n_past + t + 1, double(scale)))
+                             .mean;
     CHECK(error <= bound, "%s: row %d, error %.2g", name.c_str(), t, error);
   }
   for (size_t i = 0; i < out.size(); ++i) CHECK(std::isfinite(out[i]), "%s: element %zu", name.c_str(), i);
@@ -50,15 +51,15 @@ void check(const KvLayout& layout, int n_head, int n, int n_past, float spread, 
 void check_nan(const KvLayout& layout) {
   const int n_head = 2 * layout.n_head_kv, n = 70, dim = layout.head_dim_v, bad = 66;
   for (int where = 0; where < 2; ++where) {
-    const Caches caches(layout, {n}, kLayer, random_bits);
+    Caches caches(layout, {n}, kLayer, random_bits);
     std::vector<float> q = normals(size_t(n * n_head * layout.head_dim_k), random_bits);
     if (where == 0) {
       q[size_t(bad * n_head * layout.head_dim_k) + 5] = std::numeric_limits<float>::quiet_NaN();
     } else {
-      auto* p = const_cast<std::byte*>(caches.head(0, kLayer, 0, false));
       const int64_t at = bad * int64_t(layout.head_dim_k) + 40;
       const bool f16 = layout.type_k == KvType::F16;
-      reinterpret_cast<uint16_t*>(p + (f16 ? 0 : layout.k_values()))[f16 ? at : at / 32] = 0x7e00;
+      const uint16_t half_nan = 0x7e00;
+      caches.write(0, kLayer, 0, false, f16 ? 2 * at : layout.k_values() + at / 32 * 2, &half_nan, 2);
     }
     const std::vector<float> out = prefill(caches, q, n_head, n, 0, 0.1f);
     for (int t = 0; t < n; ++t)
@@ -81,11 +82,11 @@ int main() {
     cuda::emulation::set_seed(seed);
     for (const KvType type : {KvType::F16, KvType::Q8_0}) {
       const auto layout = [&](int n_head_kv, int dim) { return KvLayout{type, type, 2, n_head_kv, dim, dim, 300}; };
-      cuda::test::check(layout(1, 128), 2, 70, 100, 1.0f, 7, 4e-3);
+      cuda::test::check(layout(1, 128), 2, 70, 100, 1.0f, 7, 1e-3);
       if (seed > 1) continue;
-      cuda::test::check(layout(2, 64), 6, 140, 0, 1.0f, 7, 4e-3);
-      cuda::test::check(layout(1, 64), 1, 1, 63, 1.0f, 1, 4e-3);
-      cuda::test::check(layout(1, 64), 1, 33, 64, 300000.0f, 8, 2e-1);  // one weight is nearly everything
+      cuda::test::check(layout(2, 64), 4, 140, 0, 1.0f, 13, 1e-3);
+      cuda::test::check(layout(1, 64), 1, 1, 63, 1.0f, 1, 1e-3);
+      cuda::test::check(layout(1, 64), 1, 33, 64, 300000.0f, 8, 1e-3);  // one weight is nearly everything
       cuda::test::check_nan(layout(2, 128));
     }
     if (seed > 1) continue;
