@@ -91,8 +91,15 @@ class Backend {
   virtual std::shared_ptr<float[]> allocate(size_t n) = 0;
   // A vector of weights (norm, bias) as float32 in the backend's memory; nullptr for an absent one.
   virtual std::shared_ptr<const float[]> upload_vector(const Weight& w) = 0;
+  // A matrix where the backend's kernels want it; one that works on the file's own bytes gives back what it got. The
+  // memory is the backend's and lives as long as it does. Throws DeviceError.
+  virtual Weight upload_matrix(const Weight& w) { return w; }
   virtual std::unique_ptr<KvCache> make_cache(const KvShape& shape) = 0;
 
+  // Called before the first and after the last operation of a pass. A pass that is given up has no end, and what it was
+  // to write need not be written.
+  virtual void begin(const Batch& /*batch*/) {}
+  virtual void end() {}
   // out[t] = row ids[t] of table, [n, n_cols]
   virtual void embed(const Weight& table, std::span<const int32_t> ids, float* out) = 0;
   // out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight

@@ -8,6 +8,7 @@
 #include "core/thread_pool.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
+#include "device_choice.h"
 
 namespace gristmill {
 namespace {
@@ -16,11 +17,25 @@ namespace {
 constexpr int64_t kWorkspaceBytes = 96 << 20;
 constexpr int kMinBatch = 16, kMaxBatch = 512;
 
-int choose_max_batch(const models::Hyperparameters& h) {
+// Activations of one token.
+int64_t token_bytes(const models::Hyperparameters& h) {
   const int64_t heads = int64_t(h.n_head) + h.n_head_kv;
   const int64_t floats = 3 * h.n_embd + 2 * h.n_ff + heads * (h.head_dim_k + h.head_dim_v) + h.rope.dims;
-  const int64_t bytes = floats * int64_t(sizeof(float)) + 4 * std::max(h.n_ff, h.n_embd);  // and quantized inputs
-  return int(std::clamp<int64_t>(kWorkspaceBytes / bytes / 16 * 16, kMinBatch, kMaxBatch));
+  return floats * int64_t(sizeof(float)) + 4 * std::max(h.n_ff, h.n_embd);  // and quantized inputs
+}
+
+int choose_max_batch(const models::Hyperparameters& h) {
+  return int(std::clamp<int64_t>(kWorkspaceBytes / token_bytes(h) / 16 * 16, kMinBatch, kMaxBatch));
+}
+
+// The backend of another device than the CPU, or nullptr and why.
+DeviceChoice choose(models::ModelSource& source, const EngineOptions& options) {
+  if (options.device == "cpu") return {};
+  models::check_architecture(source);
+  const models::Hyperparameters h = models::read_hyperparameters(source, RopeStyle::kNeox);  // the style is not used
+  const int64_t logits = 32 * h.n_vocab * int64_t(sizeof(float));
+  return choose_device(source, h, choose_max_batch(h) * token_bytes(h) + logits,
+                       {options.device, options.n_ctx, options.type_k, options.type_v});
 }
 
 }  // namespace
@@ -29,9 +44,14 @@ Engine::Engine(models::ModelSource source, const EngineOptions& options)
     : source_(std::move(source)), options_(options) {
   const cpu::Kernels& kernels = cpu::choose_kernels(options.isa);
   isa_ = kernels.name;
-  backend_ =
-      std::make_unique<cpu::CpuBackend>(kernels, options.n_threads > 0 ? options.n_threads : default_thread_count(),
-                                        options.precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill);
+  DeviceChoice choice = choose(source_, options);
+  device_ = choice.name;
+  device_note_ = choice.note;
+  backend_ = std::move(choice.backend);
+  if (!backend_)
+    backend_ =
+        std::make_unique<cpu::CpuBackend>(kernels, options.n_threads > 0 ? options.n_threads : default_thread_count(),
+                                          options.precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill);
   model_ = models::make_model(source_, *backend_);
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : hyperparameters().n_ctx_train;
   max_batch_ = choose_max_batch(hyperparameters());

@@ -20,8 +20,9 @@ struct EngineOptions {
   int64_t n_ctx = 0;  // 0: the model's own
   int n_threads = 0;  // 0: physical cores
   KvType type_k = KvType::F16, type_v = KvType::F16;
-  std::string isa;       // empty: GRISTMILL_ISA or the best
-  bool precise = false;  // prefill with activations of 15 bits instead of 8
+  std::string isa;             // empty: GRISTMILL_ISA or the best
+  bool precise = false;        // prefill with activations of 15 bits instead of 8
+  std::string device = "cpu";  // device_choice.h
 };
 
 enum class LogitsOf { kNone, kLast, kAll };
@@ -32,7 +33,11 @@ class Engine {
 
   const models::Hyperparameters& hyperparameters() const { return model_->hyperparameters(); }
   const models::ModelSource& source() const { return source_; }
+  // The CPU's instruction set, whose kernels run where the device is "cpu".
   const std::string& isa() const { return isa_; }
+  const std::string& device() const { return device_; }
+  // Why the automatic choice was not a GPU; empty where it was, or was not asked for.
+  const std::string& device_note() const { return device_note_; }
   int64_t n_ctx() const { return n_ctx_; }
   int n_threads() const { return backend_->n_threads(); }
   // Most tokens that a pass should have, so that work space stays small beside the file.
@@ -62,7 +67,7 @@ class Engine {
   std::unique_ptr<Backend> backend_;
   ObservingBackend* observer_ = nullptr;  // backend_, after observe()
   std::unique_ptr<models::Model> model_;
-  std::string isa_;
+  std::string isa_, device_, device_note_;
   int64_t n_ctx_;
   int max_batch_;
   EngineOptions options_;

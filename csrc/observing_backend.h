@@ -26,7 +26,10 @@ class ObservingBackend final : public Backend {
   int n_threads() const override { return inner_->n_threads(); }
   std::shared_ptr<float[]> allocate(size_t n) override { return inner_->allocate(n); }
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override { return inner_->upload_vector(w); }
+  Weight upload_matrix(const Weight& w) override { return inner_->upload_matrix(w); }
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override { return inner_->make_cache(shape); }
+  void begin(const Batch& batch) override { inner_->begin(batch); }
+  void end() override { inner_->end(); }
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override { inner_->embed(table, ids, out); }
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override {
     inner_->rms_norm(x, weight, eps, n, n_cols, out);

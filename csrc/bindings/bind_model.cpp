@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "core/thread_pool.h"
 #include "cpu/dispatch.h"
+#include "cuda_library.h"
 #include "engine.h"
 
 namespace nb = nanobind;
@@ -79,11 +80,11 @@ using TensorTuple = std::tuple<std::string, uint32_t, std::vector<uint64_t>, int
 std::shared_ptr<Engine> make_engine(const std::vector<nb::bytes>& paths, const std::vector<TensorTuple>& tensors,
                                     const nb::dict& metadata, int64_t n_ctx, int n_threads,
                                     const std::string& cache_type_k, const std::string& cache_type_v,
-                                    const std::string& isa, bool precise) {
+                                    const std::string& isa, bool precise, const std::string& device) {
   std::vector<models::TensorEntry> entries;
   for (const auto& [name, type_id, shape, file_index, offset] : tensors)
     entries.push_back({name, type_id, shape, file_index, offset});
-  EngineOptions options{n_ctx, n_threads, to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa, precise};
+  EngineOptions options{n_ctx, n_threads, to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa, precise, device};
   std::vector<std::string> files;  // bytes: a file's name need not be UTF-8
   for (const nb::bytes& path : paths) files.emplace_back(path.c_str(), path.size());
   auto values = to_metadata(metadata);
@@ -111,6 +112,17 @@ struct SessionHandle {
 void bind_model(nb::module_& m) {
   m.def("supported_isas", cpu::supported_isas, "Instruction sets that this machine can run, best first.");
   m.def("built_isas", cpu::built_isas, "Instruction sets that this build has, best first.");
+  m.def(
+      "cuda_devices",
+      [] {
+        std::vector<std::tuple<std::string, int, int, int, int64_t, int64_t, int>> all;
+        for (const cuda::DeviceInfo& d : cuda::devices())
+          all.push_back({d.name, d.major, d.minor, d.multiprocessors, d.memory_bytes, d.free_bytes, d.driver_version});
+        return all;
+      },
+      "GPUs, in the driver's order: name, compute capability (major, minor), multiprocessors, bytes of memory, bytes "
+      "free, the driver's CUDA version (1000 major + 10 minor).");
+  m.def("cuda_why_not", cuda::why_not, "Why no GPU can be used; empty where one can.");
   m.def("default_thread_count", default_thread_count,
         "Physical cores this process may use, affinity and cgroup quota counted.");
   m.def(
@@ -135,6 +147,8 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("n_threads", &Engine::n_threads)
       .def_prop_ro("max_batch", &Engine::max_batch)
       .def_prop_ro("isa", &Engine::isa)
+      .def_prop_ro("device", &Engine::device)
+      .def_prop_ro("device_note", &Engine::device_note)
       .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
       .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); })
       .def("observe", &Engine::observe, nb::call_guard<nb::gil_scoped_release>(),
@@ -155,7 +169,7 @@ void bind_model(nb::module_& m) {
                   "dict(shape=(None, None))]]]"),
           "(tensor, tokens, sums float32 [1, n_cols]) of every matrix since observe().");
   m.def("make_engine", make_engine, "paths"_a, "tensors"_a, "metadata"_a, "n_ctx"_a, "n_threads"_a, "cache_type_k"_a,
-        "cache_type_v"_a, "isa"_a, "precise"_a = false,
+        "cache_type_v"_a, "isa"_a, "precise"_a = false, "device"_a = "cpu",
         "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).");
 
   nb::class_<SessionHandle>(m, "Session", "One sequence: a KV cache of an engine.")

@@ -14,11 +14,7 @@
 
 // Marks to_float and to_affine. These headers are compiled several times with different instruction set flags; an
 // out-of-line copy of a member would be one weak symbol, and the linker might keep the copy the machine cannot run.
-#if defined(__CUDACC__)
-#define GRISTMILL_FORMAT_FN __host__ __device__ __forceinline__
-#else
 #define GRISTMILL_FORMAT_FN __attribute__((always_inline)) inline
-#endif
 
 namespace gristmill::formats {
 

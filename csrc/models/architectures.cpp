@@ -18,14 +18,24 @@ constexpr Architecture kArchitectures[] = {
 
 std::span<const Architecture> architectures() { return kArchitectures; }
 
-std::unique_ptr<Model> make_model(ModelSource& source, Backend& backend) {
+namespace {
+
+const Architecture& architecture_of(const ModelSource& source) {
   std::string names;
   for (const Architecture& a : kArchitectures) {
-    if (source.architecture() == a.name) return a.make(source, backend);
+    if (source.architecture() == a.name) return a;
     names += (names.empty() ? "" : ", ") + std::string(a.name);
   }
   throw UnsupportedModelError(source.path() + ": architecture " + source.architecture() +
                               " is not supported; supported: " + names);
+}
+
+}  // namespace
+
+void check_architecture(const ModelSource& source) { architecture_of(source); }
+
+std::unique_ptr<Model> make_model(ModelSource& source, Backend& backend) {
+  return architecture_of(source).make(source, backend);
 }
 
 }  // namespace gristmill::models

@@ -16,9 +16,12 @@ constexpr int kHeadRows = 32;
 
 Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameters& h) {
   Weights w;
-  w.token_embd = source.matrix("token_embd.weight", h.n_vocab, h.n_embd);
+  const auto matrix = [&](const std::string& name, int64_t n_rows, int64_t n_cols) {
+    return backend.upload_matrix(source.matrix(name, n_rows, n_cols));
+  };
+  w.token_embd = matrix("token_embd.weight", h.n_vocab, h.n_embd);
   w.output_norm = backend.upload_vector(source.vector("output_norm.weight", h.n_embd));
-  w.output = source.has("output.weight") ? source.matrix("output.weight", h.n_vocab, h.n_embd) : w.token_embd;
+  w.output = source.has("output.weight") ? matrix("output.weight", h.n_vocab, h.n_embd) : w.token_embd;
   if (source.has("rope_freqs.weight")) {
     const int n = h.rope.dims / 2;
     const Weight divisors = source.vector("rope_freqs.weight", n);
@@ -41,9 +44,9 @@ Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameter
     LayerWeights l;
     l.attn_norm = vector("attn_norm.weight", h.n_embd);
     l.ffn_norm = vector("ffn_norm.weight", h.n_embd);
-    l.attn_q = source.matrix(prefix + "attn_q.weight", n_q, h.n_embd);
-    l.attn_k = source.matrix(prefix + "attn_k.weight", n_k, h.n_embd);
-    l.attn_v = source.matrix(prefix + "attn_v.weight", n_v, h.n_embd);
+    l.attn_q = matrix(prefix + "attn_q.weight", n_q, h.n_embd);
+    l.attn_k = matrix(prefix + "attn_k.weight", n_k, h.n_embd);
+    l.attn_v = matrix(prefix + "attn_v.weight", n_v, h.n_embd);
     l.attn_q_bias = optional("attn_q.bias", n_q);
     l.attn_k_bias = optional("attn_k.bias", n_k);
     l.attn_v_bias = optional("attn_v.bias", n_v);
@@ -54,10 +57,10 @@ Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameter
     l.ffn_gate_bias = optional("ffn_gate.bias", h.n_ff);
     l.ffn_up_bias = optional("ffn_up.bias", h.n_ff);
     l.ffn_down_bias = optional("ffn_down.bias", h.n_embd);
-    l.attn_output = source.matrix(prefix + "attn_output.weight", h.n_embd, int64_t(h.n_head) * h.head_dim_v);
-    l.ffn_gate = source.matrix(prefix + "ffn_gate.weight", h.n_ff, h.n_embd);
-    l.ffn_up = source.matrix(prefix + "ffn_up.weight", h.n_ff, h.n_embd);
-    l.ffn_down = source.matrix(prefix + "ffn_down.weight", h.n_embd, h.n_ff);
+    l.attn_output = matrix(prefix + "attn_output.weight", h.n_embd, int64_t(h.n_head) * h.head_dim_v);
+    l.ffn_gate = matrix(prefix + "ffn_gate.weight", h.n_ff, h.n_embd);
+    l.ffn_up = matrix(prefix + "ffn_up.weight", h.n_ff, h.n_embd);
+    l.ffn_down = matrix(prefix + "ffn_down.weight", h.n_embd, h.n_ff);
     w.layers.push_back(std::move(l));
   }
   for (const std::string& name : source.unused_tensors())
@@ -108,6 +111,7 @@ void Blocks::fill_rope_table(const Batch& batch) {
 
 void Blocks::embed(const Batch& batch) {
   reserve(batch.n_rows());
+  backend_.begin(batch);
   fill_rope_table(batch);
   backend_.embed(weights_.token_embd, batch.tokens, x_.get());
 }
@@ -167,6 +171,7 @@ void Blocks::head(const Batch& batch, float* logits) {
     backend_.matmul(std::array{Product{&weights_.output, nullptr, out}}, head_rows_.get(), n, true);
     backend_.download(out, size_t(n) * size_t(h_.n_vocab), host);
   }
+  backend_.end();
 }
 
 }  // namespace gristmill::models

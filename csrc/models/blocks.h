@@ -42,7 +42,7 @@ class Blocks {
   void embed(const Batch& batch);                     // x = rows of token_embd; rope tables for the batch
   void attention(const Batch& batch, int layer);      // x += attention(norm(x))
   void feed_forward(const Batch& batch, int layer);   // x += ffn(norm(x))
-  void head(const Batch& batch, float* logits);       // logits of batch.output_rows, to the host
+  void head(const Batch& batch, float* logits);       // logits of batch.output_rows, to the host; ends the pass
   void copy_residual(const Batch& batch, int layer);  // batch.residuals[layer] = x
 
  private:

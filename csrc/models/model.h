@@ -31,6 +31,8 @@ struct Architecture {
 // Every architecture, one line each in architectures.cpp.
 std::span<const Architecture> architectures();
 // Throws UnsupportedModelError, naming those there are.
+void check_architecture(const ModelSource& source);
+// The same, and what reading a model throws.
 std::unique_ptr<Model> make_model(ModelSource& source, Backend& backend);
 
 }  // namespace gristmill::models

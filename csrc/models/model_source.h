@@ -54,6 +54,15 @@ class ModelSource {
   std::vector<std::string> unused_tensors() const;
   // The tensor whose weights begin there; empty where none does.
   std::string name_at(const std::byte* data) const;
+  // f(format, n_rows, n_cols) for every tensor.
+  template <class F>
+  void for_each_tensor(F&& f) const {
+    for (const auto& [name, t] : tensors_) {
+      int64_t n_rows = 1;  // the product was checked to fit
+      for (size_t i = 0; i + 1 < t.entry.shape.size(); ++i) n_rows *= int64_t(t.entry.shape[i]);
+      f(*t.format, n_rows, int64_t(t.entry.shape.back()));
+    }
+  }
 
   // Throws once a mapped file was cut.
   void check_files() const;

@@ -73,6 +73,14 @@ def supported_isas() -> list[str]:
 def built_isas() -> list[str]:
     """Instruction sets that this build has, best first."""
 
+def cuda_devices() -> list[tuple[str, int, int, int, int, int, int]]:
+    """
+    GPUs, in the driver's order: name, compute capability (major, minor), multiprocessors, bytes of memory, bytes free, the driver's CUDA version (1000 major + 10 minor).
+    """
+
+def cuda_why_not() -> str:
+    """Why no GPU can be used; empty where one can."""
+
 def default_thread_count() -> int:
     """
     Physical cores this process may use, affinity and cgroup quota counted.
@@ -121,6 +129,12 @@ class Engine:
     def isa(self) -> str: ...
 
     @property
+    def device(self) -> str: ...
+
+    @property
+    def device_note(self) -> str: ...
+
+    @property
     def keys_read(self) -> set[str]: ...
 
     @property
@@ -134,7 +148,7 @@ class Engine:
         (tensor, tokens, sums float32 [1, n_cols]) of every matrix since observe().
         """
 
-def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str, precise: bool = False) -> Engine:
+def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str, precise: bool = False, device: str = 'cpu') -> Engine:
     """
     Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).
     """

@@ -49,7 +49,7 @@ def measure_imatrix(
     if chunk_size < 1 or (n_chunks is not None and n_chunks < 1):
         raise ArgumentError(f"chunks must have at least one token each, got {n_chunks} of {chunk_size}")
     if not isinstance(model, Model):
-        model = load(model, n_ctx=chunk_size, n_threads=n_threads, precise=True)
+        model = load(model, device="cpu", n_ctx=chunk_size, n_threads=n_threads, precise=True)
     chunks = chunks_of(model, text, chunk_size)[:n_chunks]
     model.engine.observe()
     for i, chunk in enumerate(chunks):

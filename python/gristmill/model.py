@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gristmill import _core
-from gristmill.errors import ArgumentError, ContextFullError, DeviceError, GristmillWarning
+from gristmill import _core, devices
+from gristmill.errors import ArgumentError, ContextFullError, GristmillWarning
 from gristmill.gguf import GGUFFile
 from gristmill.messages import file_error, printable
 
@@ -42,11 +42,13 @@ def load(
 
     Args:
         path: A ``.gguf`` file, or any part of a split one.
-        device: ``"auto"`` or ``"cpu"``. This build has no other device.
+        device: ``"cpu"``; ``"cuda"`` or ``"cuda:N"``, that GPU or an error; ``"auto"``, a GPU that the whole
+            model fits with its context, else the CPU.
         n_ctx: Positions a session can hold; the model's own context length by default. Memory is taken as
             positions fill.
         n_threads: Threads that compute; by default the physical cores this process may use.
-        n_gpu_layers: Accepted for symmetry with other devices; warns where there is no GPU to use.
+        n_gpu_layers: 0 for the CPU; at least the model's layers, or negative, for the GPU. Warns where there
+            is no GPU to use.
         overrides: Metadata values to use instead of the file's, by full key. A key that nothing reads warns.
         cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
         cache_type_v: The same for values.
@@ -59,14 +61,6 @@ def load(
         ArgumentError: An argument is out of range, or an override has the wrong type.
         DeviceError: ``device`` is not there, or memory could not be mapped.
     """
-    if device not in ("auto", "cpu"):
-        raise DeviceError(f"device {device!r} is not available: this build runs on the CPU (auto, cpu)")
-    if n_gpu_layers not in (None, 0):
-        warnings.warn(
-            f"n_gpu_layers={n_gpu_layers} has no effect: no GPU is available, all layers run on the CPU",
-            GristmillWarning,
-            stacklevel=2,
-        )
     for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads)):
         if value is not None and not 1 <= value < 2**31:
             raise ArgumentError(f"{name}, expected at least 1, got {value}")
@@ -78,7 +72,22 @@ def load(
     with GGUFFile.open(path) as file:
         if not file.tensors:
             raise file_error(file.path, "holds a vocabulary and no tensors, so there is no model to run")
-        return Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v, precise)
+        n_layer = file.metadata.scalars().get(f"{file.metadata.get_str('general.architecture')}.block_count")
+        device = devices.choose(device, n_gpu_layers, n_layer if isinstance(n_layer, int) else None)
+        model = Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v, precise, device)
+    _warn_about_device(model, n_gpu_layers)
+    return model
+
+
+def _warn_about_device(model: Model, n_gpu_layers: int | None) -> None:
+    """Where a GPU was asked for, or is there, and the CPU was chosen."""
+    if model.device != "cpu":
+        return
+    asked = n_gpu_layers not in (None, 0)
+    if asked or (model.engine.device_note and not devices.why_no_gpu()):
+        what = f"n_gpu_layers={n_gpu_layers} has no effect" if asked else "the GPU is not used"
+        why = model.engine.device_note or "the device is the CPU"
+        warnings.warn(f"{what}: {why}; all layers run on the CPU", GristmillWarning, stacklevel=3)
 
 
 class Model:
@@ -108,6 +117,7 @@ class Model:
         cache_type_k: str,
         cache_type_v: str,
         precise: bool,
+        device: str = "cpu",
     ) -> None:
         self.path = file.path
         self.metadata = file.metadata.with_overrides(overrides)
@@ -124,6 +134,7 @@ class Model:
             cache_type_v,
             "",
             precise,
+            device,
         )
         self._warn_about(overrides or {})
 
@@ -181,8 +192,13 @@ class Model:
         return self.engine.n_threads
 
     @property
+    def device(self) -> str:
+        """``"cpu"``, or the GPU: ``"cuda:0 (NVIDIA H200)"``."""
+        return self.engine.device
+
+    @property
     def isa(self) -> str:
-        """The instruction set whose kernels run (forced by ``GRISTMILL_ISA``)."""
+        """The instruction set whose kernels run on the CPU (forced by ``GRISTMILL_ISA``)."""
         return self.engine.isa
 
     @cached_property

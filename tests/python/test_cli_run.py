@@ -66,7 +66,7 @@ def test_arguments_reach_the_engine(loaded: list[cli_fake.FakeModel]) -> None:
     assert loaded[0].path == Path("dir/x")
     assert loaded[0].arguments == {
         "device": "cpu", "n_ctx": 99, "n_threads": 3, "overrides": {"a.b": 3}, "cache_type_k": "q8_0",
-        "cache_type_v": "f32", "precise": False,
+        "cache_type_v": "f32", "n_gpu_layers": None, "precise": False,
     }  # fmt: skip
     options = loaded[0].options[0]
     assert (options["max_tokens"], options["stop"], options["ignore_eog"]) == (4, ("a\n", "b"), True)
@@ -188,8 +188,6 @@ def test_template_flags_without_a_chat_warn(
 @pytest.mark.parametrize(
     ("words", "warning"),
     [
-        ("-ngl 99", "--n-gpu-layers has no effect: no GPU back end is built in"),
-        ("-ngl all", "--n-gpu-layers has no effect: no GPU back end is built in"),
         ("-t 2 -tb 3", "--threads-batch has no effect: --threads counts for prefill too"),
         ("--mlock", "--mlock has no effect: pages of the model file are never locked"),
     ],

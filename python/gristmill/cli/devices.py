@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gristmill.devices import gpus, why_no_gpu
 from gristmill.machine import cpu_name
 
 
@@ -16,5 +17,13 @@ def print_devices() -> int:
     if missing:
         print(f"  built in, but not on this machine: {', '.join(missing)}")
     print(f"  threads: {_core.default_thread_count()} (--threads)")
-    print("GPU: none is built in")
+    why = why_no_gpu()
+    if why:
+        print(f"GPU: none ({why})")
+    for gpu in gpus() if not why else ():
+        major, minor = gpu.compute_capability
+        print(f"GPU: cuda:{gpu.index} {gpu.name}")
+        print(f"  compute capability {major}.{minor}, {gpu.multiprocessors} multiprocessors")
+        print(f"  memory: {gpu.memory_free / 2**30:.1f} of {gpu.memory / 2**30:.1f} GiB free")
+        print(f"  driver: CUDA {gpu.driver[0]}.{gpu.driver[1]}")
     return 0

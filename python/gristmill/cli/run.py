@@ -134,7 +134,9 @@ def _add_machine_flags(parser: Parser) -> None:
         "-ngl", "--gpu-layers", "--n-gpu-layers", dest="n_gpu_layers", type=gpu_layers, metavar="N",
         help="layers to put on the GPU: a number, auto, or all",
     )  # fmt: skip
-    group.add_argument("-dev", "--device", default="auto", metavar="NAME", help="auto, or none for the CPU")
+    group.add_argument(
+        "-dev", "--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, or none for the CPU"
+    )
     group.add_argument("--list-devices", action="store_true", help="show the devices and end")
     group.add_argument(
         "--prio", type=integer(-1, 3), default=0, metavar="N",
@@ -207,6 +209,7 @@ def run(args: argparse.Namespace) -> int:
         overrides=overrides(args, path),
         cache_type_k=args.cache_type_k,
         cache_type_v=args.cache_type_v,
+        n_gpu_layers={-1: None, -2: -1}.get(args.n_gpu_layers, args.n_gpu_layers),
         precise=args.precise,
     )
     template = _template(args, model)
@@ -349,10 +352,6 @@ def _threads(n: int | None) -> int | None:
 
 def _warn_about_machine(args: argparse.Namespace) -> None:
     """Flags about devices and threads that cannot have the effect they ask for."""
-    if args.n_gpu_layers not in {None, -1, 0}:
-        warnings.warn(
-            "--n-gpu-layers has no effect: no GPU back end is built in", GristmillWarning, stacklevel=2
-        )
     if args.threads_batch is not None and _threads(args.threads_batch) != _threads(args.threads):
         warnings.warn(
             "--threads-batch has no effect: --threads counts for prefill too", GristmillWarning, stacklevel=2

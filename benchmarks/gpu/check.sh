@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command: builds, runs the kernels' tests and the compute sanitizer on them, and
+# measures the GPU's limits, each kernel alone, and models of QwQ-32B's shape.
+#   benchmarks/gpu/check.sh OUT_DIR [PART...]      parts: build tests sanitizer limits kernels models python (default: all)
+# Leaves in OUT_DIR: log.txt, tests.txt, sanitizer.txt, bench.jsonl, table.txt, machine.txt.
+#
+# Needs CUDA 12.8 or later, CMake, ninja and a C++20 compiler; no network. "python" also needs Python 3.10 or later with
+# numpy, gguf, tokenizers, jinja2, rich, prompt_toolkit and platformdirs (carry as wheels those that the machine lacks,
+# installed to a folder in PYTHONPATH) and a model in GRISTMILL_TEST_SMOLLM2; without them it says so and goes on.
+#   GRISTMILL_GPU_BUILD    build folder that outlives the run (default: OUT_DIR/../gpu-build)
+#   GRISTMILL_GPU_MIXES    models to measure (default: Q4_K_M Q4_0 Q8_0 F16)
+#   GRISTMILL_GPU_LAYERS   layers of those models (default: 64)
+set -uo pipefail
+[[ $# -ge 1 ]] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+cd "$(dirname "$0")/../.."
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+shift
+parts=("$@")
+[[ $# -gt 0 ]] || parts=(build tests sanitizer limits kernels models python)
+build=${GRISTMILL_GPU_BUILD:-$(dirname "$out")/gpu-build}
+mixes=${GRISTMILL_GPU_MIXES:-Q4_K_M Q4_0 Q8_0 F16}
+layers=${GRISTMILL_GPU_LAYERS:-64}
+failed=0
+say() { printf '%s\n' "$*" | tee -a "$out/log.txt"; }
+
+# The compute sanitizer where it is: on the PATH or beside nvcc.
+sanitizer() {
+  local tool
+  tool=$(command -v compute-sanitizer) || tool=$(dirname "$(readlink -f "$(command -v nvcc)")")/compute-sanitizer
+  [[ -x $tool ]] || return 127
+  timeout 150 "$tool" --error-exitcode 9 "$@"
+}
+
+part_build() {
+  local cuda=() generator=()
+  command -v ninja >/dev/null && generator=(-G Ninja)
+  command -v nvcc >/dev/null || export PATH=$PATH:/usr/local/cuda/bin
+  cuda=("-DCMAKE_CUDA_COMPILER=$(command -v nvcc)")
+  cmake -S . -B "$build" "${generator[@]}" "${cuda[@]}" -DCMAKE_BUILD_TYPE=Release -DGRISTMILL_PYTHON=OFF \
+    -DGRISTMILL_TESTS=ON -DGRISTMILL_CUDA=ON >"$out/build.txt" 2>&1 &&
+    cmake --build "$build" -j "$(nproc)" --target gpu_tests gpu_bench gristmill_cuda >>"$out/build.txt" 2>&1 ||
+    { tail -n 30 "$out/build.txt"; return 1; }
+}
+
+part_tests() {
+  local test bad=0
+  : >"$out/tests.txt"
+  for test in "$build"/tests/cuda/gpu_test_*; do
+    [[ -x $test && ! -d $test ]] || continue
+    echo "--- $(basename "$test")" >>"$out/tests.txt"
+    if timeout 120 "$test" >>"$out/tests.txt" 2>&1; then say "  $(basename "$test"): ok"; else
+      bad=1
+      say "  $(basename "$test"): FAILED ($?)"
+      tail -n 8 "$out/tests.txt"
+    fi
+  done
+  return "$bad"
+}
+
+part_sanitizer() { # what the emulation cannot see: races and reads of memory that nothing wrote
+  local test tool bad=0
+  : >"$out/sanitizer.txt"
+  for test in "$build"/tests/cuda/gpu_test_*; do
+    [[ -x $test && ! -d $test ]] || continue
+    for tool in memcheck racecheck; do
+      echo "--- $tool $(basename "$test")" >>"$out/sanitizer.txt"
+      sanitizer --tool "$tool" "$test" >>"$out/sanitizer.txt" 2>&1
+      case $? in
+        0) say "  $tool $(basename "$test"): clean" ;;
+        124) say "  $tool $(basename "$test"): no finding in 150 s, not finished" ;;
+        127) say "  not run: there is no compute-sanitizer" && return 0 ;;
+        *) bad=1 && say "  $tool $(basename "$test"): FAILED" && tail -n 12 "$out/sanitizer.txt" ;;
+      esac
+    done
+  done
+  return "$bad"
+}
+
+bench() { timeout "$1" "$build/benchmarks/gpu/gpu_bench" "${@:2}" >>"$out/bench.jsonl" 2>>"$out/log.txt"; }
+part_limits() { bench 60 limits; }
+part_kernels() { bench 200 kernels; }
+part_models() {
+  local mix bad=0
+  for mix in $mixes; do
+    bench 150 "model:$mix:$layers" || { bad=1 && say "  model $mix: FAILED ($?)"; }
+  done
+  return "$bad"
+}
+
+part_python() { # the same library under the command line
+  local model=${GRISTMILL_TEST_SMOLLM2:-}
+  if ! python3 -c 'import numpy, gguf, tokenizers, jinja2, rich, nanobind, scikit_build_core' 2>>"$out/log.txt"; then
+    say "  not run: a Python package is missing (log.txt)"
+    return 0
+  fi
+  [[ -f $model ]] || { say "  not run: GRISTMILL_TEST_SMOLLM2 names no model"; return 0; }
+  python3 -m pip install -q --no-build-isolation --no-deps --target "$out/site" . >>"$out/log.txt" 2>&1 || return 1
+  PYTHONPATH=$out/site:${PYTHONPATH:-} python3 -m gristmill info --devices | tee -a "$out/log.txt"
+  PYTHONPATH=$out/site:${PYTHONPATH:-} python3 -m gristmill run -m "$model" --device cuda --temp 0 -n 32 \
+    -p "The capital of France is" 2>&1 | tee -a "$out/log.txt"
+}
+
+{ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv 2>&1
+  nvcc --version | tail -n 2
+  uname -srm
+  git log -1 --format=%H 2>/dev/null
+  date -u +%FT%TZ; } >"$out/machine.txt"
+say "$(sed -n 2p "$out/machine.txt")"
+for part in "${parts[@]}"; do
+  began=$SECONDS
+  if ! declare -F "part_$part" >/dev/null; then say "there is no part $part" && exit 2; fi
+  say "$part"
+  if "part_$part"; then verdict=ok; else verdict=FAILED failed=1; fi
+  say "$part: $verdict, $((SECONDS - began)) s"
+  [[ $part != build || $verdict == ok ]] || exit 1
+done
+[[ ! -s $out/bench.jsonl ]] || python3 benchmarks/gpu/table.py "$out/bench.jsonl" | tee "$out/table.txt"
+exit "$failed"

@@ -1,0 +1,35 @@
+// gpu_bench PART...: limits kernels model:Q4_K_M model:Q8_0 ... (model:MIX:LAYERS for a smaller one). JSON lines on
+// standard output; check.sh makes a table of them.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "bench.h"
+#include "core/error.h"
+
+int main(int argc, char** argv) {
+  using namespace gristmill;
+  using namespace gristmill::cuda;
+  try {
+    if (device_count() == 0) throw DeviceError("there is no GPU");
+    set_device(0);
+    bench::Context context{device_info(0), make_stream(), {}};
+    bench::measure_limits(context);
+    for (int i = 1; i < argc; ++i) {
+      const std::string part = argv[i];
+      if (part == "kernels") {
+        bench::bench_kernels(context);
+      } else if (part.starts_with("model:")) {
+        const size_t colon = part.find(':', 6);
+        const int n_layer = colon == std::string::npos ? 64 : std::atoi(part.c_str() + colon + 1);
+        bench::bench_model(context, part.substr(6, colon - 6), n_layer);
+      } else if (part != "limits") {
+        throw Error("unknown part " + part);
+      }
+    }
+  } catch (const Error& e) {
+    std::fprintf(stderr, "gpu_bench: %s\n", e.what());
+    return 1;
+  }
+  return 0;
+}

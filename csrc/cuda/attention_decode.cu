@@ -1,0 +1,345 @@
+// Decoding: one query row a sequence, all of its cache read once. The query heads of a KV head (up to 8) share a pass:
+//
+//   block (KV head, row, split)    positions | split 0 | split 1 | ...       a split is a multiple of warps x 16
+//   warp w of the block            tiles of 16 positions w, w + warps, ...   its own copies, kStages tiles deep; no
+//                                                                            barrier of the block before the end
+//   A fragment of scores           rows 0-7: queries, high halves   rows 8-15: what those leave of q, low halves
+//   A fragment of out              rows 0-7: weights, high halves   rows 8-15: low halves
+//
+// q and weights are split in two halves each because the 16 rows of an mma would else be half empty: scores and sums
+// are as exact as float32 at no cost. What a lane holds of scores is what it must give for the next product. Warps
+// are combined in shared memory, splits in work space by the block that comes last. How a row is split depends on its
+// length and the device only.
+#include <algorithm>
+
+#include "cuda/attention_plain.h"
+#include "cuda/attention_tile.h"
+
+namespace gristmill::cuda {
+namespace {
+
+constexpr int kMostWarps = 8, kStages = 3, kHeads = 8;
+
+// How a row of `length` positions is split among blocks: `chunk` positions each, the last the rest.
+struct Splits {
+  int count, chunk;
+};
+HOST_DEVICE Splits split_row(int length, int most, int warps) {
+  const int step = warps * kTilePositions;
+  const int per_split = (length + most - 1) / most;
+  const int chunk = (per_split + step - 1) / step * step;
+  return {(length + chunk - 1) / chunk, chunk};
+}
+
+struct Shape {
+  int n_head, n_head_kv, groups;  // groups of query heads of a KV head
+  int64_t layer_at, head_bytes;   // in a cache
+  int64_t k_scales_at, v_at, v_scales_at;
+
+  HOST_DEVICE int heads_of_kv() const { return n_head / n_head_kv; }
+};
+
+// What a block leaves for the last one: sums of kHeads x D, then maximum and sum of weights of each head.
+template <int D>
+struct Partial {
+  static constexpr int kFloats = kHeads * D + 2 * kHeads;
+  float* at;
+  DEVICE float* out(int head) const { return at + head * D; }
+  DEVICE float* maximum(int head) const { return at + kHeads * D + 2 * head; }
+};
+
+DEVICE float minus_infinity() { return float_of_bits(0xff800000u); }
+
+// The A fragments of query row g of the block, scaled by a power of two such that the largest lies in [2^10, 2^11);
+// rows beyond `heads` are zeros. Returns what undoes the scale.
+template <int D>
+DEVICE float load_queries(const float* q, int heads, uint32_t (&a)[D / 16][4]) {
+  const int g = lane_id() / 4, t = lane_id() % 4;
+  float v[D / 4];
+  uint32_t peak = 0;
+  UNROLL
+  for (int c = 0; c < D / 32; ++c) {
+    UNROLL
+    for (int j = 0; j < 2; ++j) {
+      float4 four{0, 0, 0, 0};
+      if (g < heads) four = *reinterpret_cast<const float4*>(q + g * D + 32 * c + 8 * t + 4 * j);
+      v[8 * c + 4 * j] = four.x;
+      v[8 * c + 4 * j + 1] = four.y;
+      v[8 * c + 4 * j + 2] = four.z;
+      v[8 * c + 4 * j + 3] = four.w;
+    }
+  }
+  UNROLL
+  for (int i = 0; i < D / 4; ++i) {
+    const uint32_t bits = bits_of_float(v[i]) & 0x7fffffffu;
+    peak = bits > peak ? bits : peak;
+  }
+  peak = warp_max<4>(peak);
+  // NaN and infinity make everything NaN.
+  const uint32_t exponent = peak < 11u << 23 ? 11 : peak >> 23;
+  const float factor = float_of_bits(exponent < 255 ? (264 - exponent) << 23 : 0x7fc00000u);
+  UNROLL
+  for (int c = 0; c < D / 32; ++c) {
+    UNROLL
+    for (int step = 0; step < 2; ++step) {
+      const int i = 8 * c + 4 * step;
+      split_f16(v[i] * factor, v[i + 1] * factor, a[2 * c + step][0], a[2 * c + step][1]);
+      split_f16(v[i + 2] * factor, v[i + 3] * factor, a[2 * c + step][2], a[2 * c + step][3]);
+    }
+  }
+  return float_of_bits((exponent - 10) << 23);
+}
+
+// The sum over parts, brought to the largest of their maxima; maximum(i) and load(i) of part i.
+template <class Maximum, class Load>
+DEVICE float4 combine(int n, float most, const Maximum& maximum, const Load& load) {
+  float4 sum{0, 0, 0, 0};
+  UNROLL_8
+  for (int i = 0; i < n; ++i) {
+    const float weight = exp2_fast(maximum(i) - most);
+    const float4 v = load(i);
+    sum = {fmaf(v.x, weight, sum.x), fmaf(v.y, weight, sum.y), fmaf(v.z, weight, sum.z), fmaf(v.w, weight, sum.w)};
+  }
+  return sum;
+}
+
+// By the last block of a row and KV head: its splits' partials, for all its heads. shared: a float for each head
+// and split.
+template <int D>
+DEVICE void combine_splits(float* partials, const Shape& shape, int splits, int most_splits, float* shared,
+                           float* out) {
+  const int heads = shape.heads_of_kv(), warps = int(blockDim.x) / kWarp;
+  const auto partial = [&](int head, int split) {
+    return Partial<D>{partials + (int64_t(head / kHeads) * most_splits + split) * Partial<D>::kFloats};
+  };
+  float* weights = shared;  // [heads][splits], times 1 / the sum of weights
+  for (int head = warp_id(); head < heads; head += warps) {
+    float most = minus_infinity(), total = 0.0f;
+    for (int s = lane_id(); s < splits; s += kWarp) most = fmaxf(most, *partial(head, s).maximum(head % kHeads));
+    most = warp_max(most);
+    for (int s = lane_id(); s < splits; s += kWarp) {
+      const float* m = partial(head, s).maximum(head % kHeads);
+      const float weight = exp2_fast(m[0] - most);
+      weights[head * splits + s] = weight;
+      total = fmaf(m[1], weight, total);
+    }
+    total = warp_sum(total);
+    sync_warp();
+    for (int s = lane_id(); s < splits; s += kWarp) weights[head * splits + s] /= total;
+  }
+  sync_block();
+  for (int i = int(threadIdx.x); i < heads * (D / 4); i += int(blockDim.x)) {
+    const int head = i / (D / 4), at = i % (D / 4) * 4;
+    float4 sum{0, 0, 0, 0};
+    UNROLL_8
+    for (int s = 0; s < splits; ++s) {
+      const float weight = weights[head * splits + s];
+      const float4 v = *reinterpret_cast<const float4*>(partial(head, s).out(head % kHeads) + at);
+      sum = {fmaf(v.x, weight, sum.x), fmaf(v.y, weight, sum.y), fmaf(v.z, weight, sum.z), fmaf(v.w, weight, sum.w)};
+    }
+    *reinterpret_cast<float4*>(out + head * D + at) = sum;
+  }
+}
+
+// factor is that of the scores times log2(e).
+template <KvType type, int D>
+KERNEL(kMostWarps* kWarp, 1)
+decode(DeviceBatch batch, Shape shape, const float* q, float factor, float* out, float* workspace, unsigned* counters) {
+  using Tile = KvTile<type, D>;
+  SMEM(std::byte, shared);
+  const int warps = int(blockDim.x) / kWarp, warp = warp_id(), g = lane_id() / 4, t = lane_id() % 4;
+  const int kv_head = int(blockIdx.x) / shape.groups, group = int(blockIdx.x) % shape.groups;
+  const int split = int(blockIdx.z), most_splits = int(gridDim.z);
+  const int64_t row = blockIdx.y;
+  const int head0 = kv_head * shape.heads_of_kv() + group * kHeads;
+  const int heads = shape.heads_of_kv() - group * kHeads < kHeads ? shape.heads_of_kv() - group * kHeads : kHeads;
+  grid_dependency_launch();
+  grid_dependency_wait();
+
+  const int length = batch.positions[row] + 1;
+  const Splits splits = split_row(length, most_splits, warps);
+  const int begin = split * splits.chunk, end = begin + splits.chunk < length ? begin + splits.chunk : length;
+  if (split >= splits.count) return;
+  const std::byte* keys = batch.caches[batch.sequences[row]] + shape.layer_at + kv_head * shape.head_bytes;
+  const HeadPlanes planes{keys, keys + shape.k_scales_at, keys + shape.v_at, keys + shape.v_scales_at};
+
+  // Copies first: they take longest.
+  std::byte* const stages = shared + warp * kStages * Tile::kBytes;
+  const auto issue = [&](int i) {
+    const int first = begin + (i * warps + warp) * kTilePositions;
+    if (first < end) Tile::copy(stages + i % kStages * Tile::kBytes, planes, first, end);
+    commit_copies();
+  };
+  UNROLL
+  for (int i = 0; i < kStages - 1; ++i) issue(i);
+  uint32_t queries[D / 16][4];
+  factor *= load_queries<D>(q + (row * shape.n_head + head0) * D, heads, queries);
+
+  float o[D / 8][4] = {}, most = minus_infinity(), total = 0.0f;
+  for (int i = 0;; ++i) {
+    const int first = begin + (i * warps + warp) * kTilePositions;
+    if (first >= end) break;
+    issue(i + kStages - 1);
+    wait_copies<kStages - 1>();
+    sync_warp();
+    const std::byte* stage = stages + i % kStages * Tile::kBytes;
+    float s[4];
+    Tile::scores(stage, queries, s);
+    float tile_most = most;
+    UNROLL
+    for (int j = 0; j < 4; ++j) {
+      s[j] = first + j / 2 * 8 + 2 * t + j % 2 < end ? s[j] * factor : minus_infinity();
+      tile_most = fmaxf(tile_most, s[j]);
+    }
+    tile_most = warp_max<4>(tile_most);
+    if (warp_ballot(tile_most > most) != 0) {
+      const float keep = tile_most > most ? exp2_fast(most - tile_most) : 1.0f;
+      total *= keep;
+      UNROLL
+      for (int j = 0; j < D / 8; ++j) {
+        UNROLL
+        for (int r = 0; r < 4; ++r) o[j][r] *= keep;
+      }
+      most = tile_most;
+    }
+    UNROLL
+    for (int j = 0; j < 4; ++j) {
+      s[j] = exp2_fast(s[j] - most + Tile::kWeightBits);
+      total += s[j];
+    }
+    Tile::add_values(stage, s, o);
+    sync_warp();
+  }
+  total = warp_sum<4>(total);
+
+  // The block's warps.
+  sync_block();
+  float* const warp_sums = reinterpret_cast<float*>(shared);  // [warps][heads][D]
+  float* const warp_maxima = warp_sums + warps * heads * D;   // [warps][heads][2]
+  unsigned* const arrived = reinterpret_cast<unsigned*>(warp_maxima + 2 * warps * heads);
+  if (g < heads) {
+    float* to = warp_sums + (warp * heads + g) * D;
+    UNROLL
+    for (int j = 0; j < D / 8; ++j) {
+      to[Tile::value_column(j, 2 * t)] = o[j][0] + o[j][2];
+      to[Tile::value_column(j, 2 * t + 1)] = o[j][1] + o[j][3];
+    }
+    if (t == 0) {
+      warp_maxima[2 * (warp * heads + g)] = most;
+      warp_maxima[2 * (warp * heads + g) + 1] = total;
+    }
+  }
+  sync_block();
+  float* const partials =
+      workspace + ((row * shape.n_head_kv + kv_head) * shape.groups) * most_splits * Partial<D>::kFloats;
+  const Partial<D> partial{partials + (int64_t(group) * most_splits + split) * Partial<D>::kFloats};
+  for (int i = int(threadIdx.x); i < heads * (D / 4); i += int(blockDim.x)) {
+    const int head = i / (D / 4), at = i % (D / 4) * 4;
+    const auto maximum = [&](int w) { return warp_maxima[2 * (w * heads + head)]; };
+    float block_most = minus_infinity(), sum = 0.0f;
+    for (int w = 0; w < warps; ++w) block_most = fmaxf(block_most, maximum(w));
+    for (int w = 0; w < warps; ++w)
+      sum = fmaf(warp_maxima[2 * (w * heads + head) + 1], exp2_fast(maximum(w) - block_most), sum);
+    const float4 v = combine(warps, block_most, maximum, [&](int w) {
+      return *reinterpret_cast<const float4*>(warp_sums + (w * heads + head) * D + at);
+    });
+    if (splits.count == 1) {
+      *reinterpret_cast<float4*>(out + (row * shape.n_head + head0 + head) * D + at) = {v.x / sum, v.y / sum, v.z / sum,
+                                                                                        v.w / sum};
+    } else {
+      *reinterpret_cast<float4*>(partial.out(head) + at) = v;
+      if (at == 0) {
+        partial.maximum(head)[0] = block_most;
+        partial.maximum(head)[1] = sum;
+      }
+    }
+  }
+  if (splits.count == 1) return;
+
+  fence_device();
+  sync_block();
+  unsigned* const counter = counters + row * shape.n_head_kv + kv_head;
+  if (threadIdx.x == 0) *arrived = atomic_add(counter, 1u);
+  sync_block();
+  if (*arrived != unsigned(splits.count * shape.groups) - 1) return;
+  sync_block();  // the weights may overwrite `arrived`
+  fence_device();
+  if (threadIdx.x == 0) *counter = 0;
+  combine_splits<D>(partials, shape, splits.count, most_splits, warp_sums,
+                    out + (row * shape.n_head + kv_head * shape.heads_of_kv()) * D);
+}
+
+// How the fast kernel runs on a device; warps is 0 where it does not take the layout.
+struct Plan {
+  int warps = 0, most_splits = 1, groups = 1;
+  size_t shared_bytes = 0;
+};
+
+template <KvType type, int D>
+Plan make_plan(const KvLayout& layout, int n_head, const DeviceInfo& device) {
+  const int heads_of_kv = n_head / layout.n_head_kv;
+  Plan plan;
+  plan.groups = (heads_of_kv + kHeads - 1) / kHeads;
+  plan.most_splits = std::max(1, device.multiprocessors / (layout.n_head_kv * plan.groups));
+  for (plan.warps = kMostWarps; plan.warps > 0; plan.warps /= 2) {
+    const size_t copies = size_t(plan.warps) * kStages * KvTile<type, D>::kBytes;
+    const size_t sums = size_t(plan.warps) * kHeads * (D + 2) * 4 + 16;
+    plan.shared_bytes = std::max({copies, sums, size_t(heads_of_kv) * size_t(plan.most_splits) * 4});
+    if (int64_t(plan.shared_bytes) <= device.shared_bytes_per_block) return plan;
+  }
+  return plan;
+}
+
+// Calls f.template operator()<type, D>() where the fast kernel is made for the layout.
+template <class F>
+bool with_tile(const KvLayout& layout, F&& f) {
+  if (layout.type_k != layout.type_v || layout.head_dim_k != layout.head_dim_v) return false;
+  const bool f16 = layout.type_k == KvType::F16, q8 = layout.type_k == KvType::Q8_0;
+  if (f16 && layout.head_dim_k == 128) return f.template operator()<KvType::F16, 128>(), true;
+  if (f16 && layout.head_dim_k == 64) return f.template operator()<KvType::F16, 64>(), true;
+  if (q8 && layout.head_dim_k == 128) return f.template operator()<KvType::Q8_0, 128>(), true;
+  if (q8 && layout.head_dim_k == 64) return f.template operator()<KvType::Q8_0, 64>(), true;
+  return false;
+}
+
+}  // namespace
+
+int64_t decode_attention_workspace(const KvLayout& layout, int n_head, int n, const DeviceInfo& device) {
+  int64_t bytes = 0;
+  with_tile(layout, [&]<KvType type, int D>() {
+    const Plan plan = make_plan<type, D>(layout, n_head, device);
+    bytes = int64_t(n) * layout.n_head_kv * plan.groups * plan.most_splits * Partial<D>::kFloats * 4;
+  });
+  return bytes;
+}
+
+void decode_attention(const DeviceBatch& batch, const KvLayout& layout, int layer, const float* q, int n_head,
+                      float scale, float* out, void* workspace, unsigned* counters, const DeviceInfo& device,
+                      Stream stream) {
+  if (batch.n == 0) return;
+  bool done = false;
+  with_tile(layout, [&]<KvType type, int D>() {
+    const Plan plan = make_plan<type, D>(layout, n_head, device);
+    if (plan.warps == 0) return;
+    const int64_t v_at = layout.k_values() + layout.k_scales();
+    const Shape shape{n_head,
+                      layout.n_head_kv,
+                      plan.groups,
+                      layout.head_offset(layer, 0),
+                      layout.head_bytes(),
+                      layout.k_values(),
+                      v_at,
+                      v_at + layout.v_values()};
+    launch("decode_attention", decode<type, D>,
+           {{unsigned(layout.n_head_kv * plan.groups), unsigned(batch.n), unsigned(plan.most_splits)},
+            {unsigned(plan.warps * kWarp)},
+            plan.shared_bytes,
+            stream,
+            true},
+           batch, shape, q, scale * 1.44269504f, out, static_cast<float*>(workspace), counters);
+    done = true;
+  });
+  if (!done) plain_attention({batch, nullptr, 0}, layout, layer, q, n_head, batch.n, scale, out, stream);
+}
+
+}  // namespace gristmill::cuda

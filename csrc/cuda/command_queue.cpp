@@ -1,0 +1,36 @@
+#include "cuda/command_queue.h"
+
+namespace gristmill::cuda {
+
+void CommandQueue::forget_graphs() {
+  for (const auto& [key, graph] : graphs_) destroy_graph(graph);
+  graphs_.clear();
+}
+
+void CommandQueue::flush(bool may_repeat) {
+  if (commands_.empty()) return;
+  struct Clear {
+    CommandQueue& queue;
+    ~Clear() { queue.clear(); }
+  } clear{*this};
+  if (!may_repeat) return run_all();
+  const auto found = graphs_.find(key_);
+  if (found == graphs_.end()) {
+    if (graphs_.size() >= kMostGraphs) forget_graphs();
+    graphs_[key_] = nullptr;
+    return run_all();
+  }
+  if (!found->second) {
+    begin_capture(stream_);
+    try {
+      run_all();
+    } catch (...) {
+      destroy_graph(end_capture(stream_));
+      throw;
+    }
+    found->second = end_capture(stream_);
+  }
+  launch_graph(found->second, stream_);
+}
+
+}  // namespace gristmill::cuda

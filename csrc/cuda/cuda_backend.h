@@ -1,0 +1,111 @@
+// The seam on one GPU: every operation is a kernel or a few on one stream, in order, collected in a queue until
+// something is downloaded. Weights are turned into tiles as they are uploaded.
+//
+// Neighbours are fused where the seam's order lets them: an addition with the norm that follows, a norm or gated
+// activation with the quantization of its result for the product that follows.
+#pragma once
+
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "backend.h"
+#include "cuda/command_queue.h"
+#include "cuda/cuda_kv_cache.h"
+#include "cuda/matmul.h"
+#include "cuda/runtime.h"
+#include "cuda/upload.h"
+
+namespace gristmill::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device);
+  ~CudaBackend() override;
+
+  int n_threads() const override { return 1; }
+  const DeviceInfo& device() const { return device_; }
+  int n_graphs() const { return queue_->n_graphs(); }
+
+  std::shared_ptr<float[]> allocate(size_t n) override;
+  std::shared_ptr<const float[]> upload_vector(const Weight& w) override;
+  Weight upload_matrix(const Weight& w) override;
+  std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
+  void begin(const Batch& batch) override;
+  void end() override { flush(decode_); }
+  void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
+  void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override;
+  void matmul(std::span<const Product> products, const float* x, int n, bool decode) override;
+  void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) override;
+  void store_kv(const Batch& batch, int layer, const float* k, const float* v) override;
+  void attention(const Batch& batch, int layer, const float* q, int n_head, float scale, float* out) override;
+  void swiglu(float* gate, const float* up, size_t n_elements) override;
+  void add(float* x, const float* y, size_t n_elements) override;
+  void upload(const float* host, size_t n, float* to) override;
+  void download(const float* from, size_t n, float* host) override;
+  bool writes_host() const override { return false; }
+  void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override;
+
+ private:
+  template <class T>
+  struct Buffer {
+    DevicePointer<T> memory;
+    size_t size = 0;
+  };
+  // Held back in the hope that what follows can be fused with it.
+  struct Add {
+    float* x;
+    const float* y;
+    size_t n_elements;
+  };
+  struct Swiglu {
+    float* gate;
+    const float* up;
+    size_t n_elements;
+  };
+  // The activations that the product buffers hold now.
+  struct Prepared {
+    const float* x = nullptr;
+    int n = 0;
+    bool decode = false;
+  };
+
+  // A buffer's memory, at least n of T; growing it loses what it held.
+  template <class T>
+  T* grow(Buffer<T>& buffer, size_t n);
+  template <class T>
+  const T* send(Buffer<T>& to, const std::vector<T>& values);
+  unsigned* counters(size_t n);
+  void use() const { set_device(device_.index); }
+  void settle();  // queues what is held back
+  void flush(bool may_repeat);
+
+  // Room for x in the form that products of decoding, or of prefill, read.
+  RowOutputs product_rows(int n, int64_t n_cols, bool decode);
+  // Fills it, unless the kernel that made x has done so.
+  RowOutputs prepare(const float* x, int n, int64_t n_cols, bool decode);
+  void push_swiglu(const Swiglu& s, int n, const RowOutputs& out);
+
+  DeviceInfo device_;
+  Stream stream_ = nullptr;
+  std::unique_ptr<CommandQueue> queue_;
+  std::vector<DevicePointer<std::byte>> matrices_;
+  std::unique_ptr<Uploader> uploader_;  // while weights are loaded
+
+  // The pass.
+  bool decode_ = false;
+  DeviceBatch batch_;
+  std::variant<std::monostate, Add, Swiglu> held_;
+  Prepared prepared_;
+  Buffer<int32_t> ids_, positions_, sequences_, rows_;
+  Buffer<std::byte*> caches_;
+
+  Buffer<int8_t> planes_;
+  Buffer<float> scales_, half_scales_, partials_;
+  Buffer<int32_t> sums_;
+  Buffer<uint16_t> halves_, scratch_;
+  Buffer<unsigned> counters_;
+  Buffer<std::byte> attention_space_;
+};
+
+}  // namespace gristmill::cuda

@@ -1,0 +1,80 @@
+// What a kernel's source says in place of CUDA's own words, so that it also compiles as C++: the emulation under
+// tests/cuda/emulation/include has a header of the same name for each one in this folder, with the same functions. All
+// inline assembly is in this folder.
+//   KERNEL(threads, blocks) void name(...)   a kernel for at most `threads` threads, at least `blocks` blocks an SM
+//   DEVICE, HOST_DEVICE                      functions called by kernels; by kernels and by the host
+//   SMEM(type, name)                         the launch's dynamic shared memory, aligned to 1024 bytes
+//   launch("name", kernel, config, args...)  throws DeviceError
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "core/error.h"
+#include "cuda/runtime.h"
+
+#define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define DEVICE __device__ __forceinline__
+#define HOST_DEVICE __host__ __device__ __forceinline__
+#define SMEM(type, name)                                              \
+  extern __shared__ __align__(1024) unsigned char gristmill_shared[]; \
+  type* const name = reinterpret_cast<type*>(gristmill_shared)
+// A struct of parameters that is read where it lies, also by a variable index.
+#define GRID_CONSTANT const __grid_constant__
+#define UNROLL _Pragma("unroll")
+#define UNROLL_8 _Pragma("unroll 8")
+
+namespace gristmill::cuda {
+
+using Dim3 = dim3;
+
+struct LaunchConfig {
+  Dim3 grid, block;
+  size_t shared_bytes = 0;
+  Stream stream = nullptr;
+  // Programmatic dependent launch: may start before the launch ahead of it in the stream has ended, and must call
+  // grid_dependency_wait() before it touches what that one writes or reads. An ordinary launch on older GPUs.
+  bool dependent = false;
+};
+
+[[noreturn]] inline void throw_launch_error(const char* name, cudaError_t error, const Place& place) {
+  throw DeviceError("[cuda] launch of " + std::string(name) + " (" + place.text() + "): " + cudaGetErrorString(error));
+}
+
+// GPUs before sm_90 know no programmatic dependent launch.
+inline bool launches_dependent() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
+struct KernelName {
+  const char* text;
+  Place place;
+  KernelName(const char* name, Place where = Place::current())  // NOLINT: implicit
+      : text(name), place(where) {}
+};
+
+template <class... Parameters, class... Arguments>
+void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
+  if (config.shared_bytes > (48 << 10)) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+    if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t launch_config{};
+  launch_config.gridDim = config.grid;
+  launch_config.blockDim = config.block;
+  launch_config.dynamicSmemBytes = config.shared_bytes;
+  launch_config.stream = reinterpret_cast<cudaStream_t>(config.stream);
+  launch_config.attrs = &attribute;
+  launch_config.numAttrs = config.dependent && launches_dependent() ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
+  if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
+}
+
+}  // namespace gristmill::cuda

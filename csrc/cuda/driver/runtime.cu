@@ -1,0 +1,151 @@
+#include "cuda/runtime.h"
+
+#include <cuda_runtime.h>
+
+#include "core/error.h"
+
+namespace gristmill::cuda {
+namespace {
+
+void check(cudaError_t error, const char* call, const Place& place) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // the error is reported here, and must not be found again by a later call
+  throw DeviceError("[cuda] " + std::string(call) + " (" + place.text() + "): " + cudaGetErrorString(error));
+}
+
+cudaStream_t raw(Stream stream) { return reinterpret_cast<cudaStream_t>(stream); }
+cudaEvent_t raw(Event event) { return reinterpret_cast<cudaEvent_t>(event); }
+
+int attribute(cudaDeviceAttr which, int device, const Place& place) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute", place);
+  return value;
+}
+
+}  // namespace
+
+int device_count() {
+  int n = 0;
+  if (cudaGetDeviceCount(&n) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return n;
+}
+
+DeviceInfo device_info(int index, Place place) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties", place);
+  DeviceInfo info;
+  info.index = index;
+  info.name = properties.name;
+  info.major = properties.major;
+  info.minor = properties.minor;
+  info.multiprocessors = properties.multiProcessorCount;
+  info.l2_bytes = properties.l2CacheSize;
+  info.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index, place);
+  info.shared_bytes_per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index, place);
+  info.memory_bytes = int64_t(properties.totalGlobalMem);
+  int before = 0;
+  check(cudaGetDevice(&before), "cudaGetDevice", place);
+  set_device(index, place);
+  info.free_bytes = free_memory(place);
+  set_device(before, place);
+  check(cudaDriverGetVersion(&info.driver_version), "cudaDriverGetVersion", place);
+  return info;
+}
+
+void set_device(int index, Place place) { check(cudaSetDevice(index), "cudaSetDevice", place); }
+
+int64_t free_memory(Place place) {
+  size_t free_bytes = 0, total = 0;
+  check(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo", place);
+  return int64_t(free_bytes);
+}
+
+void* allocate_device(size_t bytes, Place place) {
+  void* p = nullptr;
+  const cudaError_t error = cudaMalloc(&p, bytes > 0 ? bytes : 1);
+  check(error, error == cudaSuccess ? "" : ("cudaMalloc of " + std::to_string(bytes) + " bytes").c_str(), place);
+  return p;
+}
+void free_device(void* p) noexcept {
+  if (p) cudaFree(p);
+}
+
+void* allocate_pinned(size_t bytes, Place place) {
+  void* p = nullptr;
+  check(cudaMallocHost(&p, bytes > 0 ? bytes : 1), "cudaMallocHost", place);
+  return p;
+}
+void free_pinned(void* p) noexcept {
+  if (p) cudaFreeHost(p);
+}
+
+Stream make_stream(Place place) {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags", place);
+  return reinterpret_cast<Stream>(stream);
+}
+void destroy_stream(Stream stream) noexcept {
+  if (stream) cudaStreamDestroy(raw(stream));
+}
+void synchronize(Stream stream, Place place) {
+  check(cudaStreamSynchronize(raw(stream)), "cudaStreamSynchronize", place);
+}
+
+void copy_to_device(void* to, const void* host, size_t bytes, Stream stream, Place place) {
+  check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, raw(stream)), "cudaMemcpyAsync to the device", place);
+}
+void copy_to_host(void* host, const void* from, size_t bytes, Stream stream, Place place) {
+  check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, raw(stream)), "cudaMemcpyAsync to the host", place);
+}
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream, Place place) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, raw(stream)), "cudaMemcpyAsync on the device",
+        place);
+}
+void fill(void* p, int byte, size_t bytes, Stream stream, Place place) {
+  check(cudaMemsetAsync(p, byte, bytes, raw(stream)), "cudaMemsetAsync", place);
+}
+
+Event make_event(Place place) {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event), "cudaEventCreate", place);
+  return reinterpret_cast<Event>(event);
+}
+void destroy_event(Event event) noexcept {
+  if (event) cudaEventDestroy(raw(event));
+}
+void record(Event event, Stream stream, Place place) {
+  check(cudaEventRecord(raw(event), raw(stream)), "cudaEventRecord", place);
+}
+void wait(Stream stream, Event event, Place place) {
+  check(cudaStreamWaitEvent(raw(stream), raw(event)), "cudaStreamWaitEvent", place);
+}
+void synchronize(Event event, Place place) { check(cudaEventSynchronize(raw(event)), "cudaEventSynchronize", place); }
+float milliseconds(Event from, Event to, Place place) {
+  float ms = 0;
+  check(cudaEventElapsedTime(&ms, raw(from), raw(to)), "cudaEventElapsedTime", place);
+  return ms;
+}
+
+void begin_capture(Stream stream, Place place) {
+  check(cudaStreamBeginCapture(raw(stream), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture", place);
+}
+Graph end_capture(Stream stream, Place place) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(raw(stream), &graph), "cudaStreamEndCapture", place);
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(error, "cudaGraphInstantiate", place);
+  return reinterpret_cast<Graph>(executable);
+}
+void launch_graph(Graph graph, Stream stream, Place place) {
+  check(cudaGraphLaunch(reinterpret_cast<cudaGraphExec_t>(graph), raw(stream)), "cudaGraphLaunch", place);
+}
+void destroy_graph(Graph graph) noexcept {
+  if (graph) cudaGraphExecDestroy(reinterpret_cast<cudaGraphExec_t>(graph));
+}
+
+}  // namespace gristmill::cuda

@@ -1,0 +1,88 @@
+// The CUDA calls that host code makes, without CUDA's headers: driver/runtime.cu makes them, tests/cuda/emulation has
+// them on host memory. Everything throws DeviceError with the call, its place and the driver's words.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "cuda/place.h"
+
+namespace gristmill::cuda {
+
+struct StreamHandle;
+struct EventHandle;
+struct GraphHandle;
+using Stream = StreamHandle*;  // a cudaStream_t
+using Event = EventHandle*;
+using Graph = GraphHandle*;  // a cudaGraphExec_t
+
+struct DeviceInfo {
+  int index = 0;
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  int64_t l2_bytes = 0, shared_bytes_per_block = 0, shared_bytes_per_multiprocessor = 0;
+  int64_t memory_bytes = 0, free_bytes = 0;
+  int driver_version = 0;  // 1000 major + 10 minor
+  bool bulk_copies() const { return major >= 9; }
+};
+
+// Devices there are; 0 where the driver finds none.
+int device_count();
+DeviceInfo device_info(int index, Place place = Place::current());
+void set_device(int index, Place place = Place::current());
+// Bytes free on the current device.
+int64_t free_memory(Place place = Place::current());
+
+void* allocate_device(size_t bytes, Place place = Place::current());
+void free_device(void* p) noexcept;
+// Host memory that copies do not have to stage.
+void* allocate_pinned(size_t bytes, Place place = Place::current());
+void free_pinned(void* p) noexcept;
+
+struct FreeDevice {
+  void operator()(void* p) const noexcept { free_device(p); }
+};
+struct FreePinned {
+  void operator()(void* p) const noexcept { free_pinned(p); }
+};
+template <class T>
+using DevicePointer = std::unique_ptr<T[], FreeDevice>;
+template <class T>
+using PinnedPointer = std::unique_ptr<T[], FreePinned>;
+
+template <class T>
+DevicePointer<T> make_device(size_t n, Place place = Place::current()) {
+  return DevicePointer<T>(static_cast<T*>(allocate_device(n * sizeof(T), place)));
+}
+template <class T>
+PinnedPointer<T> make_pinned(size_t n, Place place = Place::current()) {
+  return PinnedPointer<T>(static_cast<T*>(allocate_pinned(n * sizeof(T), place)));
+}
+
+Stream make_stream(Place place = Place::current());
+void destroy_stream(Stream stream) noexcept;
+// Until all work of the stream is done; errors of kernels arrive here.
+void synchronize(Stream stream, Place place = Place::current());
+
+void copy_to_device(void* to, const void* host, size_t bytes, Stream stream, Place place = Place::current());
+void copy_to_host(void* host, const void* from, size_t bytes, Stream stream, Place place = Place::current());
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream, Place place = Place::current());
+void fill(void* p, int byte, size_t bytes, Stream stream, Place place = Place::current());
+
+Event make_event(Place place = Place::current());
+void destroy_event(Event event) noexcept;
+void record(Event event, Stream stream, Place place = Place::current());
+void wait(Stream stream, Event event, Place place = Place::current());  // the stream waits
+void synchronize(Event event, Place place = Place::current());          // the host waits
+float milliseconds(Event from, Event to, Place place = Place::current());
+
+// What is launched on the stream between these two becomes a graph.
+void begin_capture(Stream stream, Place place = Place::current());
+Graph end_capture(Stream stream, Place place = Place::current());
+void launch_graph(Graph graph, Stream stream, Place place = Place::current());
+void destroy_graph(Graph graph) noexcept;
+
+}  // namespace gristmill::cuda

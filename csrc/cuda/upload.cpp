@@ -1,0 +1,48 @@
+#include "cuda/upload.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/matrix.h"
+
+namespace gristmill::cuda {
+namespace {
+
+constexpr int64_t kPieceBytes = 32 << 20;
+
+}  // namespace
+
+Uploader::Stage::Stage(size_t bytes)
+    : host(make_pinned<std::byte>(bytes)), device(make_device<std::byte>(bytes)), free(make_event()) {}
+Uploader::Stage::~Stage() { destroy_event(free); }
+
+DevicePointer<std::byte> Uploader::upload(const Weight& w) {
+  auto tiles = make_device<std::byte>(size_t(matrix_bytes(w.format->id, w.n_rows, w.n_cols)));
+  const Matrix matrix{w.format->id, tiles.get(), w.n_rows, w.n_cols};
+  // Whole row tiles, at least one however long its rows are.
+  const int64_t rows_at_once = std::max<int64_t>(1, kPieceBytes / (w.row_bytes() * kTileRows)) * kTileRows;
+  const size_t bytes = size_t(std::min(rows_at_once, w.n_rows) * w.row_bytes());
+  if (bytes > stage_bytes_) {
+    synchronize(stream_);
+    // A full piece, unless this is the largest matrix there is.
+    stage_bytes_ = std::max(bytes, std::min(size_t(kPieceBytes), size_t(w.n_rows * w.row_bytes())));
+    for (auto& stage : stages_) {
+      stage.reset();
+      stage = std::make_unique<Stage>(stage_bytes_);
+    }
+  }
+  for (int64_t row = 0; row < w.n_rows; row += rows_at_once, next_ ^= 1) {
+    Stage& stage = *stages_[next_];
+    const int64_t n = std::min(rows_at_once, w.n_rows - row);
+    const size_t n_bytes = size_t(n * w.row_bytes());
+    if (stage.used) synchronize(stage.free);
+    std::memcpy(stage.host.get(), w.data + row * w.row_bytes(), n_bytes);
+    copy_to_device(stage.device.get(), stage.host.get(), n_bytes, stream_);
+    repack(matrix, row / kTileRows, stage.device.get(), n, stream_);
+    record(stage.free, stream_);
+    stage.used = true;
+  }
+  return tiles;
+}
+
+}  // namespace gristmill::cuda

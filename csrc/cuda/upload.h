@@ -1,0 +1,42 @@
+// From the mapped file to tiles on the device.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "backend.h"
+#include "cuda/runtime.h"
+
+namespace gristmill::cuda {
+
+// Rows go through two pinned buffers, so that reading the file, the copy over the bus and the repacking of a piece
+// overlap those of its neighbours, also across matrices. The buffers live as long as this does: pinning memory takes
+// its time.
+class Uploader {
+ public:
+  explicit Uploader(Stream stream) : stream_(stream) {}
+
+  // The tiles of a matrix, complete once the stream is. The file's bytes are read before this returns.
+  DevicePointer<std::byte> upload(const Weight& w);
+
+ private:
+  // Filled by the host, copied and repacked by the device, then free again.
+  struct Stage {
+    PinnedPointer<std::byte> host;
+    DevicePointer<std::byte> device;
+    Event free = nullptr;
+    bool used = false;
+
+    explicit Stage(size_t bytes);
+    ~Stage();
+    Stage(const Stage&) = delete;
+    Stage& operator=(const Stage&) = delete;
+  };
+
+  Stream stream_;
+  std::unique_ptr<Stage> stages_[2];
+  size_t stage_bytes_ = 0;
+  int next_ = 0;
+};
+
+}  // namespace gristmill::cuda

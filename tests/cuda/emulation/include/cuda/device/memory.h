@@ -1,0 +1,64 @@
+// Emulation of csrc/cuda/device/memory.h. Copies are queued and happen at the wait; until then the destination is
+// poisoned.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cuda/device/launch.h"
+
+namespace gristmill::cuda {
+
+using emulation::Site;
+
+inline uint4 load_once16(const void* p, const Site& site = Site::current()) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) emulation::fail(site, "a load of 16 bytes that are not aligned");
+  uint4 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+inline void copy_async16(void* to, const void* from, const Site& site = Site::current()) {
+  emulation::queue_copy(to, from, 16, 16, site);
+}
+inline void copy_async16(void* to, const void* from, int n, const Site& site = Site::current()) {
+  if (n < 0 || n > 16) emulation::fail(site, "%d bytes of 16", n);
+  emulation::queue_copy(to, from, 16, unsigned(n), site);
+}
+inline void commit_copies() { emulation::commit_copies(); }
+template <int kLeft>
+void wait_copies(const Site& site = Site::current()) {
+  emulation::wait_copies(kLeft, site);
+}
+
+inline void barrier_init(uint64_t* barrier, unsigned arrivals, const Site& site = Site::current()) {
+  emulation::init_copy_barrier(barrier, arrivals, site);
+}
+inline void fence_barrier_init() {}
+inline void barrier_arrive_expect(uint64_t* barrier, unsigned bytes, const Site& site = Site::current()) {
+  emulation::arrive_copy_barrier(barrier, bytes, site);
+}
+inline void barrier_arrive(uint64_t* barrier, const Site& site = Site::current()) {
+  emulation::arrive_copy_barrier(barrier, 0, site);
+}
+inline void barrier_wait(uint64_t* barrier, unsigned parity, const Site& site = Site::current()) {
+  emulation::wait_copy_barrier(barrier, parity, site);
+}
+inline void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* barrier,
+                      const Site& site = Site::current()) {
+  emulation::queue_bulk_copy(to, from, bytes, barrier, site);
+}
+inline void fence_proxy_async() {}
+
+inline float load_coherent(const float* p) { return *p; }
+inline void fence_device() {}
+inline unsigned atomic_add(unsigned* p, unsigned v) {
+  const unsigned old = *p;
+  *p = old + v;
+  return old;
+}
+
+inline void grid_dependency_wait() { emulation::grid_dependency_wait(); }
+inline void grid_dependency_launch() {}
+
+}  // namespace gristmill::cuda

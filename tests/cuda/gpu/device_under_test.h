@@ -1,0 +1,22 @@
+// What tests say to the device they run on, for a build on a real GPU, which has its own order of threads and its own
+// traits. Nothing here has an effect.
+#pragma once
+
+#include <cstdint>
+
+namespace gristmill::cuda::emulation {
+
+inline void set_seed(uint64_t) {}
+
+struct DeviceTraits {
+  int major = 0, minor = 0;
+  int multiprocessors = 0;
+  int64_t memory_bytes = 0, used_bytes = 0;
+};
+
+inline DeviceTraits& device_traits() {
+  static DeviceTraits traits;
+  return traits;
+}
+
+}  // namespace gristmill::cuda::emulation
