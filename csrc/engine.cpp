@@ -149,10 +149,13 @@ void Engine::truncate(KvCache& cache, int64_t n) {
 void Engine::observe() {
   const std::lock_guard lock(mutex_);
   if (observer_) return;
+  if (!backend_->writes_host())
+    throw ArgumentError("[observe] the model, expected on the CPU, where weights keep their place in the file");
   auto observer = std::make_unique<ObservingBackend>(std::move(backend_));
-  observer_ = observer.get();
+  ObservingBackend* const watching = observer.get();
   backend_ = std::move(observer);
   model_ = models::make_model(source_, *backend_);
+  observer_ = watching;
 }
 
 std::map<std::string, InputSquares> Engine::input_squares() {

@@ -10,11 +10,14 @@ namespace {
 // Elements below which handing work to another thread costs more than it saves.
 constexpr int64_t kElementGrain = 16384;
 
-// Rows of one decode task, whole groups of 16: a few tasks a thread, for they read long streams, but no less than 128
-// KiB.
-int64_t decode_rows(const Weight& w, int n_threads) {
-  const int64_t least = (128 << 10) / std::max<int64_t>(w.row_bytes(), 1);
-  return std::max<int64_t>(16, std::max(least, w.n_rows / (4 * n_threads)) / 16 * 16);
+// Rows of x that share a pass over the weights in prefill: their sums fit a core's own cache.
+constexpr int kPrefillRows = 512;
+
+// Rows of weights of one decode task, whole groups of 16: four tasks a thread, for they read long streams, and of large
+// matrices with short rows about 128 KiB or more.
+int64_t decode_task_rows(const Weight& w, int n_threads) {
+  const int64_t some = (128 << 10) / std::max<int64_t>(w.row_bytes(), 1), tasks = 4 * n_threads;
+  return (std::max(some, (w.n_rows + tasks - 1) / tasks) + 15) / 16 * 16;
 }
 
 }  // namespace
@@ -68,7 +71,8 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
   const int64_t n_cols = products.front().weight->n_cols;
   const Pass pass = decode ? Pass::kDecode : prefill_;
   const Activations& a = kernels_.activations[int(pass)];
-  const int rows_at_once = decode ? std::min(n, kDecodeRows) : n;
+  if (n == 0) return;
+  const int rows_at_once = std::min(n, decode ? kDecodeRows : kPrefillRows);
   const auto is_affine = [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; };
   const std::byte* quantized =
       std::ranges::any_of(products, is_affine) ? quantize(a, x, n, n_cols, rows_at_once) : nullptr;
@@ -79,10 +83,10 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
     const bool affine = is_affine(p);
     const int64_t x_stride = affine ? a.bytes(n_cols, 1) : n_cols * int64_t(sizeof(float));
     const int64_t m = p.weight->n_rows;
-    int64_t step = decode ? decode_rows(*p.weight, pool_.n_threads()) : kernels_.prefill_rows;
+    int64_t step = decode ? decode_task_rows(*p.weight, pool_.n_threads()) : kernels_.prefill_rows;
     const int64_t least = decode ? 16 : kernels_.panel_rows;
     // Small matrices: smaller tasks, so that every thread has some and the last one is not waited for.
-    while (step > least && all_rows / step < 4 * pool_.n_threads()) step /= 2;
+    while (step > least && (all_rows + step - 1) / step < 4 * pool_.n_threads()) step /= 2;
     step = std::max(least, step / least * least);
     for (int first = 0; first < n; first += rows_at_once) {
       const int count = std::min(rows_at_once, n - first);

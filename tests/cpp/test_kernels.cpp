@@ -84,7 +84,15 @@ void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n,
   }
 }
 
+// Enough rows for blocks of rows, trios of panels and lanes that lie apart, in both of multiply()'s tasks.
+constexpr int64_t kManyRows = 650;
+
 void check_all_shapes(const Case& c) {
+  check_case(c, Pass::kDecode, kManyRows, std::max(c.format->block_size, 64), 1, Guarded<std::byte>::kEnd);
+  check_case(c, Pass::kDecode, kManyRows, std::max(c.format->block_size, 64), 5, Guarded<std::byte>::kEnd);
+  for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
+    check_case(c, pass, kManyRows, std::max(c.format->block_size, 64), 9, Guarded<std::byte>::kEnd);
+
   const int block = c.format->block_size;
   for (const int64_t n_cols : {block, 3 * block, block == 256 ? 1280 : 288, block == 1 ? 37 : 2 * block})
     for (const int64_t n_rows : {1, 3, 17, 45})

@@ -69,7 +69,7 @@ def test_published_commands_run_with_another_model(smollm2_path: Path, command: 
     lines = done.stderr.splitlines()
     assert all(line.startswith(("gristmill: warning: ", "[")) for line in lines)
     if command is FLAPPY:
-        assert any("--n-gpu-layers has no effect" in line for line in lines)
+        assert any("n_gpu_layers=99 has no effect" in line for line in lines)
         assert any("'qwen2.context_length' has no effect" in line for line in lines)
 
 

@@ -127,7 +127,7 @@ def distribution() -> importlib.metadata.Distribution:
 def test_wheel_has_no_stray_files(distribution: importlib.metadata.Distribution) -> None:
     files = [PurePosixPath(str(f)) for f in distribution.files or [] if "__pycache__" not in f.parts]
     allowed = re.compile(
-        r"gristmill/([a-z_]+/)*[a-z_0-9]+\.py|gristmill/_core\.[\w.-]+\.(so|pyd)"
+        r"gristmill/([a-z_]+/)*[a-z_0-9]+\.py|gristmill/_core\.[\w.-]+\.(so|pyd)|gristmill/_cuda\.so"
         r"|gristmill/_core\.pyi|gristmill/py\.typed"
         r"|gristmill-[\w.]+\.dist-info/.+|(\.\./)+bin/gristmill(\.exe)?"
     )

@@ -1,6 +1,6 @@
 // Which activations of a row keep more than 8 bits. A handful of channels a token are so much larger than their
 // neighbours that the scale they force on their group of 32 carries most of the error of int8 activations; taking four
-// of them out of their groups leaves a seventh of the divergence (docs/performance.md).
+// of them out of their groups leaves a quarter of the divergence (docs/performance.md).
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ class RowOutliers {
       // False for NaN and infinity as well: a group that holds them is spoiled whole.
       if (!(p.first >= kOutlierRatio * p.second && p.first <= 1e18f)) continue;
       const float gain = p.first * p.first - p.second * p.second;
-      if (n_ == limit && !(gain > gains[limit - 1])) continue;
+      if (!(gain > 0.0f) || (n_ == limit && !(gain > gains[limit - 1]))) continue;
       int i = n_ < limit ? n_++ : limit - 1;
       for (; i > 0 && gains[i - 1] < gain; --i) {
         gains[i] = gains[i - 1];

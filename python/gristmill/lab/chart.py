@@ -114,13 +114,14 @@ def linear_axis(values: Sequence[float], *, from_zero: bool = True) -> Axis:
 
 
 def log_axis(values: Sequence[float]) -> Axis:
-    """Limits with some room around ``values``, ticks at 1, or at 1, 2 and 5, in each decade."""
+    """Limits with some room around ``values``, ticks at 1, or at 1, 2 and 5, in decades."""
     low, high = min(values), max(values)
     room = (high / low) ** 0.1 if high > low else 2.0
     low, high = low / room, high * room
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     digits = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
-    ticks = tuple(t for d in decades for m in digits if low <= (t := m * 10.0**d) <= high)
+    every = math.ceil(len(decades) / 12)
+    ticks = tuple(t for d in decades if d % every == 0 for m in digits if low <= (t := m * 10.0**d) <= high)
     return Axis(low, high, True, ticks)
 
 

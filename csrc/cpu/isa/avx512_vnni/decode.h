@@ -1,5 +1,5 @@
-// Decoding one to eight tokens: each panel is made in L1, multiplied and forgotten. The weights pass once, as the file
-// holds them.
+// Decoding one to eight tokens: the weights pass once, as the file holds them. One token multiplies them as they are
+// unpacked; more share a panel that stays in L1.
 #pragma once
 
 #include "cpu/isa/avx512_vnni/multiply.h"
@@ -18,7 +18,7 @@ inline int64_t lane_distance(int64_t left, int64_t row_bytes) {
 
 template <class Layout, int T>
 inline void decode_panel(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
-  constexpr int kMostTiles = (kDecodeRows + T - 1) / T;
+  constexpr int kMostTiles = T == 1 ? 1 : (kDecodeRows + T - 1) / T;
   const Weight& w = *task.w;
   const int64_t m = w.n_rows, tiles = n_tiles(task.n, T);
   const auto* x = reinterpret_cast<const TilePiece<2, T>*>(task.x);

@@ -2,7 +2,7 @@
 // memory for P vpdpbusd. A token's sums are made in one order, whatever P, T and the tokens beside it.
 #pragma once
 
-#include "cpu/isa/avx512_vnni/panel.h"
+#include "cpu/isa/avx512_vnni/panel_formats.h"
 #include "cpu/isa/avx512_vnni/tile.h"
 
 namespace gristmill::cpu {
@@ -157,7 +157,6 @@ struct TokenSink {
     if (Layout::kGroup == 32) return 128 * (sums[0][0][0] + sums[0][0][1]) + sums[1][0][0] + sums[1][0][1];
     return 128 * sums[0][0][g % 2] + sums[1][0][g % 2];
   }
-  // A group's quads come in order.
   template <class I>
   GRISTMILL_INLINE void set_u(I i, __m512i u) {
     constexpr int g = i / kQuads;

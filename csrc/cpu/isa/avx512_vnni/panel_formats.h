@@ -1,28 +1,20 @@
 // Taking 256 weights of sixteen rows apart, format by format; the pictures of the bits are in csrc/formats. A layout
-// says how: w = scale * (u - kZero) + minimum, scales by groups of kGroup, minima by groups of kMinGroup. It gives a
-// sink
-//   set_u(i, x)           weights 4 i to 4 i + 3 of each row, a byte each; i is a constant, so that it can name
-//   registers set_scale(g, x), set_minimum(g, x)
-// A panel is a sink that keeps them; decoding one token has one that multiplies at once (multiply.h).
+// says how: w = scale * (u - kZero) + minimum, scales by groups of kGroup, minima by groups of kMinGroup. Its unpack()
+// fills a sink, a panel or what multiplies at once:
+//
+//   set_u(i, x)          weights 4 i to 4 i + 3 of each row, a byte each. i is a constant, for it may name registers;
+//                        of the calls for one group of scales the lowest i comes first and the highest last
+//   set_scale(g, x), set_minimum(g, x)
 #pragma once
 
-#include "cpu/isa/avx512_vnni/rows.h"
+#include <algorithm>
+
+#include "cpu/isa/avx512_vnni/panel.h"
+#include "cpu/kernels.h"
 #include "formats/registry.h"
 
 namespace gristmill::cpu {
 namespace {
-
-constexpr int kPieceK = 256;
-
-struct Panel {
-  alignas(64) uint8_t u[kPieceK / 4][kPanelRows][4];
-  alignas(64) float scale[kPieceK / 16][kPanelRows];
-  alignas(64) float minimum[kPieceK / 16][kPanelRows];
-
-  void set_u(int i, __m512i x) { _mm512_store_si512(u[i], x); }
-  void set_scale(int group, __m512 x) { _mm512_store_ps(scale[group], x); }
-  void set_minimum(int group, __m512 x) { _mm512_store_ps(minimum[group], x); }
-};
 
 template <class F>
 struct LayoutOf {
@@ -426,6 +418,30 @@ struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS> {
     });
   }
 };
+
+// ---- any piece of a matrix ----
+
+// Weights [k0, k0 + n_k) of rows r, r + distance, ..., n_rows <= 16 of them, n_k <= 256. Where there are fewer, rows
+// repeat the last and blocks are zero bytes, which are weights of scale zero.
+template <class Layout, class Sink>
+inline void unpack_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
+                         Sink& sink) {
+  using Format = typename Layout::Format;
+  constexpr int kBytes = kPieceK / Format::kBlockSize * int(sizeof(typename Format::Block));
+  const int64_t stride = distance * w.row_bytes();
+  const auto* p = reinterpret_cast<const uint8_t*>(w.data) + r * w.row_bytes() +
+                  k0 / Format::kBlockSize * int64_t(sizeof(typename Format::Block));
+  if (n_rows >= kPanelRows && n_k == kPieceK) {
+    return Layout::unpack(Rows{p, stride}, sink);
+  }
+  alignas(64) uint8_t copy[kPanelRows][kBytes];
+  const size_t n_bytes = size_t(n_k / Format::kBlockSize) * sizeof(typename Format::Block);
+  for (int i = 0; i < kPanelRows; ++i) {
+    std::memcpy(copy[i], p + std::min(i, n_rows - 1) * stride, n_bytes);
+    std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);
+  }
+  Layout::unpack(Rows{copy[0], kBytes}, sink);
+}
 
 }  // namespace
 }  // namespace gristmill::cpu

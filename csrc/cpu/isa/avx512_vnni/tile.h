@@ -15,7 +15,7 @@
 
 #include "cpu/generic/activation_scale.h"
 #include "cpu/generic/outliers.h"
-#include "cpu/isa/avx512_vnni/panel_formats.h"
+#include "cpu/isa/avx512_vnni/panel.h"
 #include "cpu/kernels.h"
 
 namespace gristmill::cpu {
