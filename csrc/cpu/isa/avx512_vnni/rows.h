@@ -9,9 +9,22 @@
 #include <type_traits>
 #include <utility>
 
-// Everything that handles registers by number is inlined, or its arrays would lie in memory.
+// Everything that handles registers by number is inlined, or its arrays would lie in memory. Not under a sanitizer,
+// whose checks make such functions so long that they take half an hour to compile.
+#if defined(__SANITIZE_ADDRESS__)
+#define GRISTMILL_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define GRISTMILL_SANITIZED 1
+#endif
+#endif
+#if defined(GRISTMILL_SANITIZED)
+#define GRISTMILL_INLINE inline
+#define GRISTMILL_LAMBDA
+#else
 #define GRISTMILL_INLINE [[gnu::always_inline]] inline
 #define GRISTMILL_LAMBDA __attribute__((always_inline))
+#endif
 
 namespace gristmill::cpu {
 namespace {
