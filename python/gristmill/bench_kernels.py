@@ -6,10 +6,7 @@ of a whole prompt (prefill). Weights are random and do not fit in a cache.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import os
 import statistics
 import time
@@ -22,11 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gristmill import _core
-from gristmill._version import __version__
-from gristmill.bench_report import limits_line
+from gristmill.bench_report import limits_line, records_as_csv, records_as_json
 from gristmill.errors import ArgumentError
 from gristmill.limits import Limits, measure_limits
-from gristmill.machine import describe_machine
 from gristmill.quants import Format, format_named, formats
 
 ROWS, COLUMNS = 4096, 4096
@@ -259,21 +254,9 @@ def as_markdown(results: Sequence[KernelResult]) -> str:
 
 def as_json(results: Sequence[KernelResult]) -> str:
     """The version, the time, the machine, and a record for each result."""
-    document = {
-        "gristmill": __version__,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": dataclasses.asdict(describe_machine()),
-        "results": [r.to_dict() for r in results],
-    }
-    return json.dumps(document, indent=2) + "\n"
+    return records_as_json([r.to_dict() for r in results])
 
 
 def as_csv(results: Sequence[KernelResult]) -> str:
     """The records with a line of headings."""
-    out = io.StringIO()
-    records = [r.to_dict() for r in results]
-    if records:
-        writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-    return out.getvalue()
+    return records_as_csv([r.to_dict() for r in results])

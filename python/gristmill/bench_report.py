@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from gristmill._version import __version__
 from gristmill.bench import BenchResult
@@ -32,28 +33,36 @@ HEADINGS = (
 _NUMBERS = frozenset(("size", "params", "threads", "tok/s", "best", "rate", "of the limit"))
 
 
-def as_json(results: Sequence[BenchResult]) -> str:
-    """An object with the version, the time, the machine, and a flat record for each result."""
+def records_as_json(records: Sequence[dict[str, Any]]) -> str:
+    """An object with the version, the time, the machine, and the records."""
     document = {
         "gristmill": __version__,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": dataclasses.asdict(describe_machine()),
-        "results": [result.to_dict() for result in results],
+        "results": list(records),
     }
     return json.dumps(document, indent=2) + "\n"
 
 
-def as_csv(results: Sequence[BenchResult]) -> str:
-    """The records of :func:`as_json` with a line of headings; samples are separated by spaces."""
+def records_as_csv(records: Sequence[dict[str, Any]]) -> str:
+    """The records, all with the same keys, below a line of headings; nothing where there are none."""
     out = io.StringIO()
-    records = [result.to_dict() for result in results]
     if records:
         writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
         writer.writeheader()
-        for record in records:
-            samples = " ".join(str(sample) for sample in record["samples"])
-            writer.writerow(record | {"samples": samples})
+        writer.writerows(records)
     return out.getvalue()
+
+
+def as_json(results: Sequence[BenchResult]) -> str:
+    """An object with the version, the time, the machine, and a flat record for each result."""
+    return records_as_json([result.to_dict() for result in results])
+
+
+def as_csv(results: Sequence[BenchResult]) -> str:
+    """The records of :func:`as_json` with a line of headings; samples are separated by spaces."""
+    records = [result.to_dict() for result in results]
+    return records_as_csv([r | {"samples": " ".join(map(str, r["samples"]))} for r in records])
 
 
 def as_markdown(results: Sequence[BenchResult]) -> str:

@@ -10,10 +10,12 @@ not fit spills, and is found here.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +33,7 @@ def compile_file(source: Path, arch: str) -> list[tuple[str, int, int, int]]:
                    "-o", f"{folder}/kernel.cubin"]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        sys.exit(f"{source.name} for sm_{arch}:\n{result.stdout}{result.stderr}")
+        raise RuntimeError(f"{source.name} for sm_{arch}:\n{result.stdout}{result.stderr}")
     kernels: list[tuple[str, int, int, int]] = []
     name, stack, spilled = "", 0, 0
     for line in (result.stdout + result.stderr).splitlines():
@@ -74,9 +76,11 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print every kernel, not only those that fail")
     args = parser.parse_args()
     n_kernels = n_bad = 0
-    for source in args.files or sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-        for arch in args.arch:
-            kernels = compile_file(source, arch)
+    sources = args.files or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    jobs = [(source, arch) for source in sources for arch in args.arch]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for an nvcc of its own
+        compiled = pool.map(lambda job: compile_file(*job), jobs)
+        for (source, arch), kernels in zip(jobs, compiled, strict=True):
             names = demangle([k[0] for k in kernels])
             for name, (_, registers, stack, spilled) in zip(names, kernels, strict=True):
                 n_kernels += 1
@@ -90,4 +94,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        sys.exit(str(error))

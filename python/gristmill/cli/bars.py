@@ -13,8 +13,11 @@ Show = Callable[[str, int, int], None]
 
 
 @contextlib.contextmanager
-def step_bar(*, quiet: bool, lines: bool = False) -> Iterator[Show]:
-    """A bar on a terminal. Elsewhere nothing or, with ``lines``, a line whenever the description changes."""
+def step_bar(*, quiet: bool, lines: bool = False, elapsed: bool = False) -> Iterator[Show]:
+    """A bar on a terminal. Elsewhere nothing or, with ``lines``, a line whenever the description changes.
+
+    ``elapsed``: the bar says how long it has run, where steps differ too much to foretell the rest.
+    """
     if quiet or not sys.stderr.isatty():
         last = ""
 
@@ -28,10 +31,18 @@ def step_bar(*, quiet: bool, lines: bool = False) -> Iterator[Show]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    clock = TimeElapsedColumn() if elapsed else TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), clock)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("loading", total=None)
 

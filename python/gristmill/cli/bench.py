@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gristmill.cli import add_command, output
+from gristmill.cli import add_command
+from gristmill.cli.bars import step_bar
 from gristmill.cli.flags import CACHE_TYPES, add_override_flags, add_precise_flag, integer
 from gristmill.cli.inputs import model_path
 from gristmill.cli.parser import UsageError
 
 if TYPE_CHECKING:
-    from gristmill.bench import BenchResult, Progress
+    from gristmill.bench import BenchResult
     from gristmill.bench_work import BenchTest
 
 _FORMATS = {".json": "json", ".csv": "csv", ".md": "markdown"}
@@ -154,12 +154,11 @@ def _run_kernels(args: argparse.Namespace, path: Path | None, shape: str) -> int
     results: list[KernelResult] = []
     threads = args.threads or [None]
     try:
-        with _bar(quiet=args.quiet) as show:
+        with step_bar(lines=True, elapsed=True, quiet=args.quiet) as show:
             for i, n_threads in enumerate(threads):
 
                 def progress(what: str, done: int, total: int, i: int = i) -> None:
-                    if show is not None:
-                        show(what, i * total + done, len(threads) * total)
+                    show(what, i * total + done, len(threads) * total)
 
                 for result in bench_kernels(
                     args.formats or (), n_threads=n_threads, n_prompt=max(args.n_prompt), progress=progress
@@ -203,7 +202,7 @@ def _measure(args: argparse.Namespace, tests: list[BenchTest]) -> Iterator[Bench
     for name in names:
         GGUFFile.open(name).close()  # the last file's error is told before the first one's hour
     runs = [(name, n_threads) for name in names for n_threads in args.threads or [None]]
-    with _bar(quiet=args.quiet) as show:
+    with step_bar(lines=True, elapsed=True, quiet=args.quiet) as show:
         for i, (name, n_threads) in enumerate(runs):
             model = gristmill.load(
                 name,
@@ -217,43 +216,7 @@ def _measure(args: argparse.Namespace, tests: list[BenchTest]) -> Iterator[Bench
             )
 
             def progress(what: str, done: int, total: int, i: int = i, model: Any = model) -> None:
-                if show is not None:
-                    show(
-                        f"{model.path.name}, threads {model.n_threads}: {what}",
-                        i * total + done,
-                        len(runs) * total,
-                    )
+                what = f"{model.path.name}, threads {model.n_threads}: {what}"
+                show(what, i * total + done, len(runs) * total)
 
             yield from run_tests(model, tests, args.repetitions, progress=progress)
-
-
-@contextlib.contextmanager
-def _bar(*, quiet: bool) -> Iterator[Progress | None]:
-    """A progress bar on a terminal; elsewhere a line for each test."""
-    if quiet:
-        yield None
-        return
-    if not sys.stderr.isatty():
-        last = ""
-
-        def tell(what: str, done: int, total: int) -> None:
-            nonlocal last
-            if what != last:
-                output.note(f"[{output.one_line(what)}]")
-                last = what
-
-        yield tell
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.update(task, description=escape(output.one_line(what)), completed=done, total=total)
-
-        yield show

@@ -23,19 +23,16 @@ inline __m512i broadcast4(const int8_t* p) {
 template <class Layout, int kPlanes, int T, int kHalves>
 inline void set_offsets(const TileGroup<kPlanes, T>* groups, int n_groups,
                         int32_t (&offsets)[kPieceGroups][kHalves][kPlanes][T]) {
+  static_assert(T == kTileTokens);
   for (int g = 0; g < n_groups; ++g)
 #pragma GCC unroll 4
     for (int i = 0; i < kHalves * kPlanes; ++i) {
       const int half = i / kPlanes, plane = i % kPlanes;
       const auto& sums = groups[g].isum[plane];
       auto& to = offsets[g][half][plane];
-      if constexpr (T == 4) {
-        const uint32_t zero = -Layout::kZero & 0xffffu;
-        const __m128i factors = _mm_set1_epi32(int(kHalves == 1 ? zero * 0x10001u : half ? zero * 0x10000u : zero));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_madd_epi16(load16(sums), factors));
-      } else {
-        for (int t = 0; t < T; ++t) to[t] = -Layout::kZero * (kHalves == 1 ? sums[t][0] + sums[t][1] : sums[t][half]);
-      }
+      const uint32_t zero = -Layout::kZero & 0xffffu;
+      const __m128i factors = _mm_set1_epi32(int(kHalves == 1 ? zero * 0x10001u : half ? zero * 0x10000u : zero));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_madd_epi16(load16(sums), factors));
     }
 }
 
