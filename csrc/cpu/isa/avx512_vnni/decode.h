@@ -33,7 +33,8 @@ inline void decode_panel(const MatmulTask& task, int64_t r, int n_rows, int64_t 
       } else if constexpr (kHasParts<Layout>) {
         for (int64_t k = 0; k < n_k; k += kPartK) {
           TokenSink<Layout, kPartK> sink(x->group + k / 32);
-          unpack_blocks<Layout, kPartBlocks<Layout>>(w, r, n_rows, distance, k0 + k, std::min<int64_t>(kPartK, n_k - k), sink);
+          unpack_blocks<Layout, kPartBlocks<Layout>>(w, r, n_rows, distance, k0 + k, std::min<int64_t>(kPartK, n_k - k),
+                                                     sink);
           sink.add_to(sums[0]);
         }
       }

@@ -138,7 +138,7 @@ template <class Layout, int kK = kPieceK>
 struct TokenSink {
   static constexpr int kGroups = kK / Layout::kGroup;
   static constexpr int kQuads = Layout::kGroup / 4;
-  const TileGroup<2, 1>* x;  // [kK / 32]
+  const TileGroup<2, 1>* x;          // [kK / 32]
   __m512i hi[kGroups], lo[kGroups];  // of the groups that are under way
   alignas(64) int32_t sum[kGroups][kPanelRows];
   alignas(64) float scale[kGroups][kPanelRows], minimum[kK / Layout::kMinGroup][kPanelRows];

@@ -62,54 +62,59 @@ struct PrefillLayout : PanelLayout<F> {};
 
 // ---- blocks of 32, up to eight of them ----
 
-// Nibbles of 16 bytes: the low ones are the block's first half. f maps them to weights.
-template <class Block, class Sink, class F>
-GRISTMILL_INLINE void set_nibbles(const Rows& rows, int offset, Block block, Sink& sink, const F& f) {
-  __m512i c[4];
-  columns(rows, offset, c);
-  for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
-    sink.set_u(constant<8 * block + i>, f(low_nibbles(c[i]), i));
-    sink.set_u(constant<8 * block + 4 + i>, f(high_nibbles(c[i]), constant<4 + i>));
-  });
-}
 constexpr auto as_they_are = [](__m512i nibbles, auto) GRISTMILL_LAMBDA { return nibbles; };
 
-// A dword of two halves a row: scale and minimum.
-template <class Sink>
-GRISTMILL_INLINE void set_scale_and_minimum(int group, const RowFields<uint32_t>& halves, Sink& sink) {
-  const __m512i both = load64(halves.of);
-  sink.set_scale(group, low_halves(both));
-  sink.set_minimum(group, high_halves(both));
+// Dword j of a block's 16 bytes of nibbles: the low ones are its first half. f maps them to weights.
+template <class Block, class J, class Sink, class F>
+GRISTMILL_INLINE void set_nibbles(Block block, J j, __m512i q, Sink& sink, const F& f) {
+  sink.set_u(constant<8 * block + j>, f(low_nibbles(q), j));
+  sink.set_u(constant<8 * block + 4 + j>, f(high_nibbles(q), constant<4 + j>));
+}
+
+// d and nibbles.
+template <int kBlocks, class Sink, class F>
+GRISTMILL_INLINE void unpack_half_nibbles(const Rows& rows, Sink& sink, const F& f) {
+  for_half_blocks<kBlocks, 4>(
+      rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
+      [&](auto b, auto j, __m512i q) GRISTMILL_LAMBDA { set_nibbles(b, j, q, sink, f); });
 }
 
 template <>
 struct PanelLayout<formats::Q4_0> : LayoutOf<formats::Q4_0> {
   template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) d[b].copy(rows, 18 * b);
-    for_constants<kBlocks>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 18 * b + 2, b, sink, as_they_are); });
-    for (int b = 0; b < kBlocks; ++b) sink.set_scale(b, floats(d[b]));
+    unpack_half_nibbles<kBlocks>(rows, sink, as_they_are);
   }
 };
+
+// A dword of two halves a row: scale and minimum.
+template <class Sink>
+GRISTMILL_INLINE void set_scale_and_minimum(int group, __m512i halves, Sink& sink) {
+  sink.set_scale(group, low_halves(halves));
+  sink.set_minimum(group, high_halves(halves));
+}
 
 template <>
 struct PanelLayout<formats::Q4_1> : LayoutOf<formats::Q4_1> {
   template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint32_t> dm[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) dm[b].copy(rows, 20 * b);
-    for_constants<kBlocks>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 20 * b + 4, b, sink, as_they_are); });
-    for (int b = 0; b < kBlocks; ++b) set_scale_and_minimum(b, dm[b], sink);
+    for_words<5 * kBlocks>(rows, [&](auto i, __m512i w) GRISTMILL_LAMBDA {
+      constexpr int b = i / 5, at = i % 5;
+      if constexpr (at == 0) {
+        set_scale_and_minimum(b, w, sink);
+      } else {
+        set_nibbles(constant<b>, constant<at - 1>, w, sink, as_they_are);
+      }
+    });
   }
 };
 
 // Bit 4 i + j of each row's 32 as bit 4 of byte j.
 template <class I>
-GRISTMILL_INLINE __m512i add_fifth_bits(__m512i nibbles, const RowFields<uint32_t>& high, I i) {
+GRISTMILL_INLINE __m512i add_fifth_bits(__m512i nibbles, __m512i high, I i) {
   // Byte i / 2 of the row's bits, four times; each of its copies is asked for another bit.
-  const __m512i copies = repeat_byte(load64(high.of), i / 2);
-  const __mmask64 set = _mm512_test_epi8_mask(copies, _mm512_set1_epi32(i % 2 ? int(0x80402010) : 0x08040201));
+  const __mmask64 set =
+      _mm512_test_epi8_mask(repeat_byte(high, i / 2), _mm512_set1_epi32(i % 2 ? int(0x80402010) : 0x08040201));
   return _mm512_mask_add_epi8(nibbles, set, nibbles, bytes(16));
 }
 
@@ -117,17 +122,17 @@ template <>
 struct PanelLayout<formats::Q5_0> : LayoutOf<formats::Q5_0> {
   template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[kBlocks];
-    RowFields<uint32_t> high[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) {
-      d[b].copy(rows, 22 * b);
-      high[b].copy(rows, 22 * b + 2);
-    }
-    for_constants<kBlocks>([&](auto b) GRISTMILL_LAMBDA {
-      set_nibbles(rows, 22 * b + 6, b, sink,
-                  [&](__m512i u, auto i) GRISTMILL_LAMBDA { return add_fifth_bits(u, high[b], i); });
-    });
-    for (int b = 0; b < kBlocks; ++b) sink.set_scale(b, floats(d[b]));
+    __m512i high;
+    for_half_blocks<kBlocks, 5>(
+        rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
+        [&](auto b, auto j, __m512i q) GRISTMILL_LAMBDA {
+          if constexpr (j == 0) {
+            high = q;
+          } else {
+            set_nibbles(b, constant<j - 1>, q, sink,
+                        [&](__m512i u, auto i) GRISTMILL_LAMBDA { return add_fifth_bits(u, high, i); });
+          }
+        });
   }
 };
 
@@ -135,16 +140,18 @@ template <>
 struct PanelLayout<formats::Q5_1> : LayoutOf<formats::Q5_1> {
   template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint32_t> dm[kBlocks], high[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) {
-      dm[b].copy(rows, 24 * b);
-      high[b].copy(rows, 24 * b + 4);
-    }
-    for_constants<kBlocks>([&](auto b) GRISTMILL_LAMBDA {
-      set_nibbles(rows, 24 * b + 8, b, sink,
-                  [&](__m512i u, auto i) GRISTMILL_LAMBDA { return add_fifth_bits(u, high[b], i); });
+    __m512i high;
+    for_words<6 * kBlocks>(rows, [&](auto i, __m512i w) GRISTMILL_LAMBDA {
+      constexpr int b = i / 6, at = i % 6;
+      if constexpr (at == 0) {
+        set_scale_and_minimum(b, w, sink);
+      } else if constexpr (at == 1) {
+        high = w;
+      } else {
+        set_nibbles(constant<b>, constant<at - 2>, w, sink,
+                    [&](__m512i u, auto n) GRISTMILL_LAMBDA { return add_fifth_bits(u, high, n); });
+      }
     });
-    for (int b = 0; b < kBlocks; ++b) set_scale_and_minimum(b, dm[b], sink);
   }
 };
 
@@ -152,16 +159,11 @@ template <>
 struct PanelLayout<formats::Q8_0> : LayoutOf<formats::Q8_0> {
   template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) d[b].copy(rows, 34 * b);
-    for_constants<2 * kBlocks>([&](auto i) GRISTMILL_LAMBDA {
-      __m512i c[4];
-      columns(rows, 34 * (i / 2) + 2 + 16 * (i % 2), c);
-      // + 128: vpdpbusd's weights are unsigned
-      for_constants<4>([&](auto j)
-                           GRISTMILL_LAMBDA { sink.set_u(constant<4 * i + j>, _mm512_xor_si512(c[j], bytes(0x80))); });
-    });
-    for (int b = 0; b < kBlocks; ++b) sink.set_scale(b, floats(d[b]));
+    for_half_blocks<kBlocks, 8>(
+        rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
+        // + 128: vpdpbusd's weights are unsigned
+        [&](auto b, auto j, __m512i q)
+            GRISTMILL_LAMBDA { sink.set_u(constant<8 * b + j>, _mm512_xor_si512(q, bytes(0x80))); });
   }
 };
 
@@ -176,10 +178,7 @@ template <>
 struct PanelLayout<formats::IQ4_NL> : LayoutOf<formats::IQ4_NL> {
   template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) d[b].copy(rows, 18 * b);
-    for_constants<kBlocks>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 18 * b + 2, b, sink, as_iq4_levels); });
-    for (int b = 0; b < kBlocks; ++b) sink.set_scale(b, floats(d[b]));
+    unpack_half_nibbles<kBlocks>(rows, sink, as_iq4_levels);
   }
 };
 
@@ -409,7 +408,11 @@ struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS> {
     RowFields<uint32_t> first, low;
     first.copy(rows, 0);
     low.copy(rows, 4);
-    for_constants<8>([&](auto g) GRISTMILL_LAMBDA { set_nibbles(rows, 8 + 16 * g, g, sink, as_iq4_levels); });
+    for_constants<8>([&](auto g) GRISTMILL_LAMBDA {
+      __m512i c[4];
+      columns(rows, 8 + 16 * g, c);
+      for_constants<4>([&](auto j) GRISTMILL_LAMBDA { set_nibbles(g, j, c[j], sink, as_iq4_levels); });
+    });
     const __m512i header = load64(first.of), codes = load64(low.of);
     const __m512 d = low_halves(header);
     for_constants<8>([&](auto g) GRISTMILL_LAMBDA {
