@@ -14,12 +14,12 @@
 #include <cstring>
 
 #include "cpu/isa/avx2/activations.h"
+#include "cpu/isa/avx2/rows.h"
 #include "formats/registry.h"
 
 namespace gristmill::cpu {
 namespace {
 
-inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i words(const void* p) { return _mm256_cvtepu8_epi16(load16(p)); }
 inline __m256i words(int x) { return _mm256_set1_epi16(int16_t(x)); }
 inline float half(uint16_t h) { return _cvtsh_ss(h); }
@@ -212,7 +212,7 @@ struct Unpack<formats::Q4_K> : UnpackQ45K<formats::Q4_K> {
 
 // Bits that weigh `from` in 16-bit lanes, moved to where they weigh `to`; both are powers of two.
 template <int from, int to>
-inline __m256i move_bits(__m256i x, int mask) {
+inline __m256i move_word_bits(__m256i x, int mask) {
   constexpr int left = std::countr_zero(unsigned(to)) - std::countr_zero(unsigned(from));
   const __m256i moved =
       left > 0 ? _mm256_slli_epi16(x, left > 0 ? left : 0) : _mm256_srli_epi16(x, left > 0 ? 0 : -left);
@@ -226,8 +226,8 @@ struct Unpack<formats::Q5_K> : UnpackQ45K<formats::Q5_K> {
   void weights(__m256i (&w)[4]) const {
     for (int i = 0; i < 2; ++i) {
       const __m256i bytes = words(block.qs + 32 * P + 16 * i), bits = words(block.qh + 16 * i);
-      w[i] = _mm256_or_si256(_mm256_and_si256(bytes, words(15)), move_bits<1 << (2 * P), 16>(bits, 16));
-      w[i + 2] = _mm256_or_si256(_mm256_srli_epi16(bytes, 4), move_bits<2 << (2 * P), 16>(bits, 16));
+      w[i] = _mm256_or_si256(_mm256_and_si256(bytes, words(15)), move_word_bits<1 << (2 * P), 16>(bits, 16));
+      w[i + 2] = _mm256_or_si256(_mm256_srli_epi16(bytes, 4), move_word_bits<2 << (2 * P), 16>(bits, 16));
     }
   }
 };
@@ -258,7 +258,7 @@ struct Unpack<formats::Q6_K> : Factors<8, 0> {
       const __m256i bytes = words(block.ql + 64 * (P / 2) + 16 * i);
       const __m256i low = P % 2 ? _mm256_srli_epi16(bytes, 4) : _mm256_and_si256(bytes, words(15));
       const __m256i pairs = words(block.qh + 32 * (P / 2) + 16 * (i % 2));
-      const __m256i high = i / 2 ? move_bits<P % 2 ? 64 : 4, 16>(pairs, 48) : move_bits<P % 2 ? 16 : 1, 16>(pairs, 48);
+      const __m256i high = i / 2 ? move_word_bits<P % 2 ? 64 : 4, 16>(pairs, 48) : move_word_bits<P % 2 ? 16 : 1, 16>(pairs, 48);
       w[i] = codes.times(4 * P + i, _mm256_sub_epi16(_mm256_or_si256(low, high), words(32)));
     }
   }
@@ -284,7 +284,7 @@ struct Unpack<formats::Q3_K> : Factors<8, 0> {
   void weights(__m256i (&w)[4]) const {
     for (int i = 0; i < 4; ++i) {
       const __m256i pairs = words(block.qs + 32 * (P / 2) + 16 * (i % 2));
-      const __m256i low = i / 2 ? move_bits<P % 2 ? 64 : 4, 1>(pairs, 3) : move_bits<P % 2 ? 16 : 1, 1>(pairs, 3);
+      const __m256i low = i / 2 ? move_word_bits<P % 2 ? 64 : 4, 1>(pairs, 3) : move_word_bits<P % 2 ? 16 : 1, 1>(pairs, 3);
       // A clear high bit is -4.
       const __m256i bit = _mm256_and_si256(words(block.hmask + 16 * (i % 2)), words(1 << (2 * P + i / 2)));
       const __m256i high = _mm256_and_si256(_mm256_cmpeq_epi16(bit, _mm256_setzero_si256()), words(-4));
@@ -309,7 +309,7 @@ struct Unpack<formats::Q2_K> : Factors<8, 16> {
   void weights(__m256i (&w)[4]) const {
     for (int i = 0; i < 4; ++i) {
       const __m256i pairs = words(block.qs + 32 * (P / 2) + 16 * (i % 2));
-      const __m256i q = i / 2 ? move_bits<P % 2 ? 64 : 4, 1>(pairs, 3) : move_bits<P % 2 ? 16 : 1, 1>(pairs, 3);
+      const __m256i q = i / 2 ? move_word_bits<P % 2 ? 64 : 4, 1>(pairs, 3) : move_word_bits<P % 2 ? 16 : 1, 1>(pairs, 3);
       w[i] = codes.times(4 * P + i, q);
     }
   }
