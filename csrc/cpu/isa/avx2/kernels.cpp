@@ -11,14 +11,12 @@ struct Set {
   using Vec = Avx2Vec;
   static constexpr const char* kName = "avx2";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows), kActivationGroup = 32;
-  static constexpr auto activation_bytes = cpu::activation_bytes;
-  static constexpr auto quantize_activations = cpu::quantize_activations;
   template <Pass kPass>
   static constexpr Activations activations() {
     if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<BytePiece>, quantize_tile<BytePiece>};
     if constexpr (kPass == Pass::kPrecisePrefill)
       return {15, kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece>};
-    return row_activations<Set>();
+    return {15, kTileTokens, decode_bytes, quantize_decode_tile};
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {

@@ -16,12 +16,6 @@ struct alignas(32) PanelSums {
   float of[kTileTokens][kPanelRows];
 };
 
-// Left alone, compilers add in a tree, whose many partial sums fit no registers.
-inline __m256i in_order(__m256i sum) {
-  asm("" : "+x"(sum));
-  return sum;
-}
-
 // What the two kinds of activations differ in. Of 32 k there are kSteps broadcasts of a token.
 template <class Layout, class Group>
 struct Products;
@@ -32,11 +26,11 @@ struct Products<Layout, ByteGroup> {
   using Piece = BytePiece;
   static constexpr int kSteps = 8;
   // Sums of 16 bits: vpmaddubsw adds two products, vpaddw the others of a group.
-  static __m256i first(const Panel& panel, int step, int group, __m256i x) {
-    return in_order(_mm256_add_epi16(_mm256_maddubs_epi16(x, load32(panel.q[step])), load32(panel.start[group])));
+  static __m256i first(const Panel& panel, int group, __m256i x, __m256i q) {
+    return in_order(_mm256_add_epi16(_mm256_maddubs_epi16(x, q), load32(panel.start[group])));
   }
-  static __m256i add(const Panel& panel, int step, __m256i x, __m256i sum) {
-    return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(x, load32(panel.q[step]))));
+  static __m256i add(__m256i x, __m256i q, __m256i sum) {
+    return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(x, q)));
   }
   // kSuper: at most 2 * 32512 * 128 for a group of 16.
   static __m256i finish(const Panel& panel, int group, __m256i sum) {
@@ -49,20 +43,12 @@ struct Products<Layout, WordGroup> {
   using Panel = WordPanel<Layout>;
   using Piece = WordPiece;
   static constexpr int kSteps = 16;
-  static __m256i first(const Panel& panel, int step, int, __m256i x) {
-    return in_order(_mm256_madd_epi16(x, load32(panel.q[step])));
-  }
-  static __m256i add(const Panel& panel, int step, __m256i x, __m256i sum) {
-    return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(x, load32(panel.q[step]))));
+  static __m256i first(const Panel&, int, __m256i x, __m256i q) { return in_order(_mm256_madd_epi16(x, q)); }
+  static __m256i add(__m256i x, __m256i q, __m256i sum) {
+    return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(x, q)));
   }
   static __m256i finish(const Panel&, int, __m256i sum) { return sum; }
 };
-
-inline __m256i broadcast4(const void* p) {
-  int32_t four;
-  std::memcpy(&four, p, 4);
-  return _mm256_set1_epi32(four);
-}
 
 // minimum * sum of activations, and where a superblock has one scale, scale * what its groups gave.
 template <class Layout, class Panel, class Group, int P>
@@ -106,17 +92,21 @@ inline void multiply_tile(const typename Products<Layout, Group>::Panel* panels,
     for (int h = 0; h < kHalves; ++h) {
       __m256i acc[P][T];
 #pragma GCC unroll 16
-      for (int i = 0; i < kSteps; ++i)
+      for (int i = 0; i < kSteps; ++i) {
+        const int step = Multiply::kSteps * g + h * kSteps + i;
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
+          // One broadcast at a time: all at once would push sums out of registers.
           __m256i four = broadcast4(x.q[h * kSteps + i][t]);
-          asm volatile("" : "+x"(four));  // one broadcast at a time: all at once would push sums out of registers
-          const int step = Multiply::kSteps * g + h * kSteps + i;
+          asm volatile("" : "+x"(four));
 #pragma GCC unroll 3
-          for (int p = 0; p < P; ++p)
-            acc[p][t] = i == 0 ? Multiply::first(panels[p], step, kHalves * g + h, four)
-                               : Multiply::add(panels[p], step, four, acc[p][t]);
+          for (int p = 0; p < P; ++p) {
+            const __m256i q = load32(panels[p].q[step]);
+            acc[p][t] =
+                i == 0 ? Multiply::first(panels[p], kHalves * g + h, four, q) : Multiply::add(four, q, acc[p][t]);
+          }
         }
+      }
 #pragma GCC unroll 12
       for (int i = 0; i < P * T; ++i) {
         const int p = i / T, t = i % T;

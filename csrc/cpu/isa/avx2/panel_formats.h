@@ -42,7 +42,7 @@ struct PanelLayout : LayoutOf<F, 255, false> {
         }
         for (int k = 0; k < kBlock; k += 4) std::memcpy(u[(b * kBlock + k) / 4][r], q + k, 4);
       }
-    for (int i = 0; i < kPieceK / 4; ++i) sink.set_u(i, load32(u[i]));
+    for_constants<kPieceK / 4>([&](auto i) GRISTMILL_LAMBDA { sink.set_u(i, load32(u[i])); });
   }
 };
 
@@ -245,18 +245,15 @@ struct PanelLayout<formats::Q6_K> : LayoutOf<formats::Q6_K, 32, true> {
     __m256i codes[4];
     columns(rows, 192, codes);
     for_constants<16>([&](auto g) GRISTMILL_LAMBDA { sink.set_factor(g, signed_byte_of(codes[g / 4], g % 4)); });
-    for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
-      constexpr int half = i / 2, part = i % 2;
-      __m256i a[4], b[4], high[4];
-      columns(rows, 64 * half + 16 * part, a);
-      columns(rows, 64 * half + 32 + 16 * part, b);
+    for_constants<8>([&](auto i) GRISTMILL_LAMBDA {
+      // Sixteen columns of k = 0 and 2, or of 1 and 3, in the header's picture.
+      constexpr int half = i / 4, part = i / 2 % 2, k = i % 2, at = 32 * half + 8 * k + 4 * part;
+      __m256i low[4], high[4];
+      columns(rows, 64 * half + 32 * k + 16 * part, low);
       columns(rows, 128 + 32 * half + 16 * part, high);
       for_constants<4>([&](auto j) GRISTMILL_LAMBDA {
-        constexpr int at = 32 * half + 4 * part + j;
-        sink.set_u(constant<at>, _mm256_or_si256(low_nibbles(a[j]), move_bits<0, 4>(high[j], 48)));
-        sink.set_u(constant<at + 8>, _mm256_or_si256(low_nibbles(b[j]), move_bits<2, 4>(high[j], 48)));
-        sink.set_u(constant<at + 16>, _mm256_or_si256(high_nibbles(a[j]), move_bits<4, 4>(high[j], 48)));
-        sink.set_u(constant<at + 24>, _mm256_or_si256(high_nibbles(b[j]), move_bits<6, 4>(high[j], 48)));
+        sink.set_u(constant<at + j>, _mm256_or_si256(low_nibbles(low[j]), move_bits<2 * k, 4>(high[j], 48)));
+        sink.set_u(constant<at + 16 + j>, _mm256_or_si256(high_nibbles(low[j]), move_bits<4 + 2 * k, 4>(high[j], 48)));
       });
     });
     sink.set_scale(0, floats(d));
@@ -305,7 +302,7 @@ struct PanelLayout<formats::Q3_K> : LayoutOf<formats::Q3_K, 4, true> {
       const __m256i nibbles = i < 2 ? low_nibbles(low[i % 2]) : high_nibbles(low[i % 2]);
       const __m256i codes = _mm256_or_si256(nibbles, move_bits<2 * i, 4>(upper, 48));
       for_constants<4>([&](auto j) GRISTMILL_LAMBDA {
-        sink.set_factor(4 * i + j, _mm256_sub_epi32(byte_of(codes, j), _mm256_set1_epi32(32)));
+        sink.set_factor(constant<4 * i + j>, _mm256_sub_epi32(byte_of(codes, j), _mm256_set1_epi32(32)));
       });
     });
     __m256i mask[2][4];
@@ -347,24 +344,22 @@ struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS, 128, true> {
 // Weights [k0, k0 + n_k) of rows r, r + distance, ..., n_rows <= 8 of them, n_k <= 256. Where there are fewer, rows
 // repeat the last and blocks are zero bytes, which are weights of scale zero.
 template <class Layout, class Sink>
-inline void unpack_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
-                         Sink& sink) {
+GRISTMILL_INLINE void unpack_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
+                                   Sink& sink) {
   using Block = typename Layout::Format::Block;
   constexpr int kBlock = Layout::Format::kBlockSize, kBytes = kPieceK / kBlock * int(sizeof(Block));
-  const int64_t stride = distance * w.row_bytes();
-  const auto* p =
-      reinterpret_cast<const uint8_t*>(w.data) + r * w.row_bytes() + k0 / kBlock * int64_t(sizeof(Block));
-  if (n_rows >= kPanelRows && n_k == kPieceK) {
-    Layout::unpack(Rows{p, stride}, sink);
-    return sink.finish();
-  }
+  Rows rows(reinterpret_cast<const uint8_t*>(w.data) + r * w.row_bytes() + k0 / kBlock * int64_t(sizeof(Block)),
+            distance * w.row_bytes());
   alignas(32) uint8_t copy[kPanelRows][kBytes];
-  const size_t n_bytes = size_t(n_k / kBlock) * sizeof(Block);
-  for (int i = 0; i < kPanelRows; ++i) {
-    std::memcpy(copy[i], p + std::min(i, n_rows - 1) * stride, n_bytes);
-    std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);
+  if (n_rows < kPanelRows || n_k < kPieceK) {
+    const size_t n_bytes = size_t(n_k / kBlock) * sizeof(Block);
+    for (int i = 0; i < kPanelRows; ++i) {
+      std::memcpy(copy[i], rows.at(std::min(i, n_rows - 1), 0), n_bytes);
+      std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);
+    }
+    rows = Rows(copy[0], kBytes);
   }
-  Layout::unpack(Rows{copy[0], kBytes}, sink);
+  Layout::unpack(rows, sink);
   sink.finish();
 }
 

@@ -40,19 +40,43 @@ GRISTMILL_INLINE void for_constants(const F& f) {
       GRISTMILL_LAMBDA { (f(constant<i>), ...); }(std::make_integer_sequence<int, N>{});
 }
 
+// Rows p + i * stride by what an address can hold: two bases, one and three strides.
 struct Rows {
-  const uint8_t* p;
-  int64_t stride;
-  const uint8_t* at(int row, int offset) const { return p + row * stride + offset; }
+  const uint8_t *p, *p4;
+  int64_t stride, stride3;
+  Rows(const uint8_t* first, int64_t row_stride)
+      : p(first), p4(first + 4 * row_stride), stride(row_stride), stride3(3 * row_stride) {}
+  const uint8_t* at(int row, int offset) const {
+    return (row < 4 ? p : p4) + (row % 4 == 3 ? stride3 : row % 4 * stride) + offset;
+  }
+  // Left alone, compilers compute every row's address ahead and keep them all in memory.
+  GRISTMILL_INLINE Rows opaque() const {
+    Rows same = *this;
+    asm("" : "+r"(same.p), "+r"(same.p4), "+r"(same.stride), "+r"(same.stride3));
+    return same;
+  }
 };
 
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store32(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 
+inline __m256i broadcast4(const void* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return _mm256_set1_epi32(four);
+}
+
+// Left alone, compilers add in a tree, whose many partial sums fit no registers.
+inline __m256i in_order(__m256i sum) {
+  asm("" : "+x"(sum));
+  return sum;
+}
+
 // 16 bytes of every row -> four registers of one dword a row. Half of the moves between lanes are inserts from memory,
 // which do not wait for the one port that shuffles.
-GRISTMILL_INLINE void columns(const Rows& rows, int offset, __m256i (&c)[4]) {
+GRISTMILL_INLINE void columns(const Rows& all, int offset, __m256i (&c)[4]) {
+  const Rows rows = all.opaque();
   __m256i a[4];
   for (int j = 0; j < 4; ++j)  // low half: row j, high half: row j + 4
     a[j] = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(rows.at(j, offset))), load16(rows.at(j + 4, offset)), 1);
@@ -69,7 +93,8 @@ GRISTMILL_INLINE void columns(const Rows& rows, int offset, __m256i (&c)[4]) {
 template <class Field>
 struct RowFields {
   alignas(32) Field of[kPanelRows];
-  void copy(const Rows& rows, int offset) {
+  GRISTMILL_INLINE void copy(const Rows& all, int offset) {
+    const Rows rows = all.opaque();
 #pragma GCC unroll 8
     for (int i = 0; i < kPanelRows; ++i) std::memcpy(&of[i], rows.at(i, offset), sizeof(Field));
   }

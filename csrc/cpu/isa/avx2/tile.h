@@ -95,6 +95,20 @@ inline GroupPeak group_peak(const Values32& x) {
   return {peak, std::bit_cast<float>(largest_of(rest)), at};
 }
 
+inline __m256i steps_of(__m256 v, ActivationScale s) {
+  return _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(s.inverse)));
+}
+// 32 integers as bytes, in order.
+inline __m256i narrow(const __m256i (&q)[4]) {
+  const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+  return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+// 16 integers as words in the order of word_index().
+inline __m256i words_of_fours(__m256i a, __m256i b) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+  return _mm256_shuffle_epi32(_mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8), 0xd8);
+}
+
 // Token t's scale times the sums of its values' first and second half.
 inline void set_sums(TileSums& to, int t, float scale, int first, int second) {
   to.scale[t] = scale;
@@ -119,15 +133,14 @@ inline void quantize_group(const float* x, const RowOutliers& row, int64_t k, in
   const ActivationScale s = activation_scale(row.scale_peak(k / 32), kActivationMax8);
   const Values32 values(x + k);
   __m256i q[4];
-  for (int j = 0; j < 4; ++j) q[j] = _mm256_cvtps_epi32(_mm256_mul_ps(values.v[j], _mm256_set1_ps(s.inverse)));
+  for (int j = 0; j < 4; ++j) q[j] = steps_of(values.v[j], s);
   if (const int at = row.outlier_in(k / 32); at >= 0) {
     const int high = (_mm_cvtss_si32(_mm_set_ss(x[k + at] * s.inverse)) + 64) >> 7;
     for (int j = 0; j < 4; ++j)
       q[j] = _mm256_sub_epi32(q[j], _mm256_and_si256(lane_of(at, j), _mm256_set1_epi32(128 * high)));
     piece.outlier[piece.n_outliers++] = {uint8_t(t), uint8_t(k % kPieceK + at), int8_t(high)};
   }
-  const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-  const __m256i packed = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  const __m256i packed = narrow(q);
   const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(bytes(1), packed), _mm256_set1_epi16(1));
   ByteGroup& group = piece.group[k % kPieceK / 32];
   set_sums(group, t, s.scale, lanes_sum(_mm256_castsi256_si128(sums)), lanes_sum(_mm256_extracti128_si256(sums, 1)));
@@ -141,15 +154,10 @@ inline void quantize_group(const float* x, int64_t k, int t, WordPiece& piece) {
   WordGroup& group = piece.group[k % kPieceK / 32];
   int sums[2];
   for (int half = 0; half < 2; ++half) {
-    __m256i q[2];
-    for (int j = 0; j < 2; ++j)
-      q[j] = _mm256_cvtps_epi32(_mm256_mul_ps(values.v[2 * half + j], _mm256_set1_ps(s.inverse)));
-    const __m256i sum = _mm256_add_epi32(q[0], q[1]);
+    const __m256i a = steps_of(values.v[2 * half], s), b = steps_of(values.v[2 * half + 1], s);
+    const __m256i sum = _mm256_add_epi32(a, b);
     sums[half] = lanes_sum(_mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
-    // fours 0 to 3: even words of 0 1, odd words of 0 1, even of 2 3, odd of 2 3
-    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);
-    words = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8);
-    spread(_mm256_shuffle_epi32(words, 0xd8), group.q + 8 * half, t);
+    spread(words_of_fours(a, b), group.q + 8 * half, t);
   }
   set_sums(group, t, s.scale, sums[0], sums[1]);
 }
