@@ -26,9 +26,18 @@ inline void decode_panel(const MatmulTask& task, int64_t r, int n_rows, int64_t 
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += tiles) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
     if constexpr (T == 1) {
-      TokenSink<Layout> sink(x[0]);
-      unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, sink);
-      sink.add_to(sums[0]);
+      if (!kHasParts<Layout> || n_k == kPieceK) {
+        TokenSink<Layout> sink(x->group);
+        unpack_blocks<Layout>(w, r, n_rows, distance, k0, n_k, sink);
+        sink.add_to(sums[0]);
+      } else if constexpr (kHasParts<Layout>) {
+        for (int64_t k = 0; k < n_k; k += kPartK) {
+          TokenSink<Layout, kPartK> sink(x->group + k / 32);
+          unpack_blocks<Layout, kPartBlocks<Layout>>(w, r, n_rows, distance, k0 + k, std::min<int64_t>(kPartK, n_k - k),
+                                                     sink);
+          sink.add_to(sums[0]);
+        }
+      }
     } else {
       unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
       for (int64_t tile = 0; tile < tiles; ++tile)

@@ -132,25 +132,25 @@ inline void multiply_tile(const Panel* panels, const TileGroup<kPlanes, T>* grou
   for (int i = 0; i < P * T; ++i) _mm512_store_ps(sums[i / T][i % T], s[i / T][i % T]);
 }
 
-// A sink that multiplies weights with one token as they come and keeps none: its sums stay in registers, and are added
-// in the order of multiply_tile.
-template <class Layout>
+// A sink that multiplies kK weights with one token as they come and keeps none: its sums stay in registers, and are
+// added in the order of multiply_tile.
+template <class Layout, int kK = kPieceK>
 struct TokenSink {
-  static constexpr int kGroups = kPieceK / Layout::kGroup;
+  static constexpr int kGroups = kK / Layout::kGroup;
   static constexpr int kQuads = Layout::kGroup / 4;
-  const TilePiece<2, 1>& piece;
+  const TileGroup<2, 1>* x;          // [kK / 32]
   __m512i hi[kGroups], lo[kGroups];  // of the groups that are under way
   alignas(64) int32_t sum[kGroups][kPanelRows];
-  alignas(64) float scale[kGroups][kPanelRows], minimum[kPieceK / Layout::kMinGroup][kPanelRows];
+  alignas(64) float scale[kGroups][kPanelRows], minimum[kK / Layout::kMinGroup][kPanelRows];
   int32_t offset[kGroups];
 
-  GRISTMILL_INLINE explicit TokenSink(const TilePiece<2, 1>& x) : piece(x) {
+  GRISTMILL_INLINE explicit TokenSink(const TileGroup<2, 1>* groups) : x(groups) {
     if constexpr (Layout::kZero != 0)
       for (int g = 0; g < kGroups; ++g) offset[g] = -Layout::kZero * sum_of(g);
   }
   // Of the token's integers in a group.
   GRISTMILL_INLINE int sum_of(int g) const {
-    const auto& sums = piece.group[g * Layout::kGroup / 32].isum;
+    const auto& sums = x[g * Layout::kGroup / 32].isum;
     if (Layout::kGroup == 32) return 128 * (sums[0][0][0] + sums[0][0][1]) + sums[1][0][0] + sums[1][0][1];
     return 128 * sums[0][0][g % 2] + sums[1][0][g % 2];
   }
@@ -161,8 +161,8 @@ struct TokenSink {
       hi[g] = _mm512_setzero_si512();
       lo[g] = Layout::kZero != 0 ? _mm512_set1_epi32(offset[g]) : _mm512_setzero_si512();
     }
-    hi[g] = _mm512_dpbusd_epi32(hi[g], u, broadcast4(piece.group[i / 8].q[0][i % 8][0]));
-    lo[g] = _mm512_dpbusd_epi32(lo[g], u, broadcast4(piece.group[i / 8].q[1][i % 8][0]));
+    hi[g] = _mm512_dpbusd_epi32(hi[g], u, broadcast4(x[i / 8].q[0][i % 8][0]));
+    lo[g] = _mm512_dpbusd_epi32(lo[g], u, broadcast4(x[i / 8].q[1][i % 8][0]));
     if constexpr (i % kQuads == kQuads - 1)
       _mm512_store_si512(sum[g], _mm512_add_epi32(_mm512_slli_epi32(hi[g], 7), lo[g]));
   }
@@ -171,14 +171,14 @@ struct TokenSink {
   GRISTMILL_INLINE void add_to(PanelSums<1>& sums) {
     __m512 s = _mm512_load_ps(sums[0]);
     for_constants<kGroups>([&](auto g) GRISTMILL_LAMBDA {
-      const TileGroup<2, 1>& x = piece.group[g * Layout::kGroup / 32];
-      const __m512 both = _mm512_mul_ps(_mm512_load_ps(scale[g]), _mm512_set1_ps(x.scale[0]));
+      const TileGroup<2, 1>& group = x[g * Layout::kGroup / 32];
+      const __m512 both = _mm512_mul_ps(_mm512_load_ps(scale[g]), _mm512_set1_ps(group.scale[0]));
       s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sum[g])), both, s);
       if constexpr (Layout::kHasMin && Layout::kGroup == 32)
-        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(x.sum[0]), s);
+        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(group.sum[0]), s);
       if constexpr (Layout::kHasMin && Layout::kGroup == 16 && g % 2 == 1) {
         float halves[2][1];
-        set_half_sums(x, halves);
+        set_half_sums(group, halves);
         s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g - 1]), _mm512_set1_ps(halves[0][0]), s);
         s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(halves[1][0]), s);
       }
