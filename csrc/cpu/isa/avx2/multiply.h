@@ -1,6 +1,6 @@
 // Panels of 8 rows (panel.h) times tiles of four tokens (tile.h): P x 4 sums of integers in registers, one broadcast
-// from memory for P products with weights from memory. A token's sums are made in one order, whatever P is and whichever
-// tokens lie beside it.
+// from memory for P products with weights from memory. A token's sums are made in one order, whatever P is and
+// whichever tokens lie beside it.
 #pragma once
 
 #include "cpu/isa/avx2/panel_formats.h"
@@ -133,8 +133,9 @@ inline void multiply_tile(const typename Products<Layout, Group>::Panel* panels,
   if constexpr (Layout::kSuper) {
     for (int p = 0; p < P; ++p)
       for (int t = 0; t < T; ++t)
-        _mm256_store_ps(sums[p].of[t], _mm256_fmadd_ps(_mm256_load_ps(superblock[p].of[t]),
-                                                       _mm256_load_ps(panels[p].scale[0]), _mm256_load_ps(sums[p].of[t])));
+        _mm256_store_ps(sums[p].of[t],
+                        _mm256_fmadd_ps(_mm256_load_ps(superblock[p].of[t]), _mm256_load_ps(panels[p].scale[0]),
+                                        _mm256_load_ps(sums[p].of[t])));
   }
   if constexpr (Layout::kHasMin) add_minima<Layout, typename Multiply::Panel, Group, P>(panels, groups, n_groups, sums);
 }

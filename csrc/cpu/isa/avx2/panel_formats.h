@@ -268,8 +268,7 @@ struct PanelLayout<formats::Q2_K> : LayoutOf<formats::Q2_K, 3, true> {
     both.copy(rows, 80);
     __m256i codes[4];
     columns(rows, 0, codes);
-    for_constants<16>([&](auto g)
-                          GRISTMILL_LAMBDA { sink.set_factor(g, byte_of(low_nibbles(codes[g / 4]), g % 4)); });
+    for_constants<16>([&](auto g) GRISTMILL_LAMBDA { sink.set_factor(g, byte_of(low_nibbles(codes[g / 4]), g % 4)); });
     for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
       __m256i c[4];
       columns(rows, 16 + 16 * i, c);

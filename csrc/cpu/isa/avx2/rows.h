@@ -79,7 +79,8 @@ GRISTMILL_INLINE void columns(const Rows& all, int offset, __m256i (&c)[4]) {
   const Rows rows = all.opaque();
   __m256i a[4];
   for (int j = 0; j < 4; ++j)  // low half: row j, high half: row j + 4
-    a[j] = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(rows.at(j, offset))), load16(rows.at(j + 4, offset)), 1);
+    a[j] =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load16(rows.at(j, offset))), load16(rows.at(j + 4, offset)), 1);
   const __m256i t0 = _mm256_unpacklo_epi32(a[0], a[1]), t1 = _mm256_unpackhi_epi32(a[0], a[1]);
   const __m256i t2 = _mm256_unpacklo_epi32(a[2], a[3]), t3 = _mm256_unpackhi_epi32(a[2], a[3]);
   c[0] = _mm256_unpacklo_epi64(t0, t2);
@@ -103,8 +104,8 @@ struct RowFields {
 inline __m256 floats(const RowFields<uint16_t>& halves) { return _mm256_cvtph_ps(load16(halves.of)); }
 // The lower and the upper halves of dwords.
 inline __m256 low_halves(__m256i x) {
-  const __m256i in_lanes = _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_setr_epi8(
-                                                      0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1)));
+  const __m256i in_lanes = _mm256_shuffle_epi8(
+      x, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1)));
   return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(in_lanes, 0x08)));
 }
 inline __m256 high_halves(__m256i x) { return low_halves(_mm256_srli_epi32(x, 16)); }

@@ -63,9 +63,7 @@ struct Values32 {
     for (int j = 0; j < 4; ++j) v[j] = _mm256_loadu_ps(x + 8 * j);
   }
   // Compared as integers: a NaN is larger than any number, and becomes the scale.
-  __m256i magnitude(int j) const {
-    return _mm256_and_si256(_mm256_castps_si256(v[j]), _mm256_set1_epi32(0x7fffffff));
-  }
+  __m256i magnitude(int j) const { return _mm256_and_si256(_mm256_castps_si256(v[j]), _mm256_set1_epi32(0x7fffffff)); }
 };
 
 inline int largest_of(__m256i x) {
