@@ -1,9 +1,9 @@
-"""Quantizes one file to every type with gristmill and with llama-quantize, in turns, and compares their times.
+"""Quantizes one file to every type with gristmill and llama-quantize, in turns, and compares their times.
 
-    python benchmarks/quantize.py model-F16.gguf --llama-quantize llama.cpp/build/bin/llama-quantize --threads 2
+    python benchmarks/quantize.py model-F16.gguf --llama-quantize LLAMA_CPP/bin/llama-quantize --threads 2
 
-Each time is that of a whole process, from its start to the renamed file; of several rounds the shortest counts.
-Prints a table; ``--json`` writes every round. What is written is deleted after each run.
+Each time is that of a whole process, from its start to the renamed file; of several rounds the shortest
+counts. Prints a table; ``--json`` writes every round. What is written is deleted after each run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from gristmill.machine import describe_machine
 
 TYPES = (
-    "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
+    "Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K_S,Q3_K_M,Q3_K_L,Q4_K_S,Q4_K_M,Q5_K_S,Q5_K_M,Q6_K,IQ4_NL,IQ4_XS,F16,"
+    "BF16"
 )
 
 
@@ -84,7 +85,8 @@ def table(runs: list[Run]) -> str:
         size = next(run.n_bytes for run in runs if (run.type, run.program) == (type, "gristmill"))
         (theirs, their_cpu), (ours, our_cpu) = best["llama-quantize"], best["gristmill"]
         lines.append(
-            f"| {type} | {size} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f} | {their_cpu / our_cpu:.2f} |"
+            f"| {type} | {size} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f} | "
+            f"{their_cpu / our_cpu:.2f} |"
         )
     return "\n".join(lines)
 
@@ -93,9 +95,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("source", type=Path, help="GGUF file to quantize")
     parser.add_argument("--llama-quantize", required=True, metavar="FILE", help="llama.cpp's program")
-    parser.add_argument("--types", default=TYPES.replace(" ", ","), help="default: %(default)s")
+    parser.add_argument("--types", default=TYPES, help="default: %(default)s")
     parser.add_argument("--threads", "-t", type=int, default=1, help="of each program (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="of both programs in turn (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="of both programs in turn (default: %(default)s)"
+    )
     parser.add_argument("--pure", action="store_true", help="one format everywhere")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary one)")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -117,7 +121,7 @@ def main() -> None:
     print(table(runs))
     if args.json:
         record = {
-            "machine": describe_machine(),
+            "machine": asdict(describe_machine()),
             "source": args.source.name,
             "source_bytes": args.source.stat().st_size,
             "threads": args.threads,
