@@ -1,8 +1,8 @@
 """Mixes: what a name like Q4_K_M means for every tensor of a file.
 
 The choices and the fallbacks for rows that do not divide into blocks are llama.cpp's
-(``src/llama-quant.cpp``), so that a file is what a user expects of that name. Rules there for formats or
-architectures that gristmill does not have (falcon, GLM5-next) are left out.
+(``src/llama-quant.cpp``), so that a file is what a user expects of that name. Rules there for formats that
+gristmill does not have are left out, and those for the architecture GLM5-next.
 """
 
 from __future__ import annotations
