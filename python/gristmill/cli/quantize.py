@@ -73,10 +73,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--sensitivity",
-        choices=("blocks", "tensors", "weights"),
+        choices=("blocks", "tensors", "outputs", "weights"),
         default="blocks",
         help="what choices rest on: the model's divergence with each layer and each kind of matrix \n"
-        "quantized alone (default), with each matrix (slower), or the weights' error without measuring",
+        "quantized alone (default), with each matrix (slower), or the error of the matrices' outputs, \n"
+        "absolute or relative (outputs, weights), without measuring",
     )
     parser.add_argument("--dry-run", action="store_true", help="write nothing; show what would be")
     parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
@@ -193,7 +194,7 @@ def _explain(allocation: Allocation) -> None:
         kinds.setdefault(c.name.removesuffix(".weight").rpartition(".")[2], Counter())[c.type] += 1
     for kind, types in kinds.items():
         output.note(output.one_line(f"  {kind:<12} {', '.join(f'{n} {t}' for t, n in types.most_common())}"))
-    if allocation.by != "weights":
+    if allocation.by in ("blocks", "tensors"):
         dear = sorted(allocation.chosen, key=lambda c: c.sensitivity, reverse=True)[:5]
         named = ", ".join(f"{c.name.removesuffix('.weight')} ({c.type})" for c in dear)
         output.note(output.one_line(f"  most sensitive: {named}"))

@@ -91,8 +91,9 @@ def allocate(
         imatrix: input channels' importances, which the file will be quantized with. Without one they are
             measured on ``text``, only to weigh errors with.
         by: what sensitivities rest on. "blocks": the model's divergence with each layer, and each kind of
-            matrix over all layers, quantized alone. "tensors": the same with each matrix. "weights": none is
-            measured, and every matrix counts as equally sensitive to its relative error.
+            matrix over all layers, quantized alone. "tensors": the same with each matrix. "outputs",
+            "weights": nothing is measured but the inputs' importance; what counts is the squared error of a
+            matrix's outputs, or its ratio to their square. Then ``expected`` is that, and no divergence.
         probe_tokens: tokens of ``text`` on which divergence is measured.
         text_name: what messages call the text.
         folder: where the probes' quantized copy of the model lies meanwhile (default: the system's).
