@@ -208,7 +208,7 @@ struct AffineState {
 };
 
 inline void fit_affine_batch(const Batch& batch, AffineSpec spec, AffineSuperBlock* out) {
-  const int groups = batch.joined, n_blocks = std::min(batch.n / groups, kSuperBlocks);
+  const int groups = batch.joined, n_blocks = batch.n / groups < kSuperBlocks ? batch.n / groups : kSuperBlocks;
   alignas(64) float scales[kGroups], mins[kGroups], d[kGroups], dmin[kGroups];
   for (int v = 0; v < kGroups; v += kLanes) {
     const Line line = fit({batch.x + v, batch.share + v, batch.size, all(float(spec.max_q))}, false);
