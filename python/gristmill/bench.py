@@ -136,6 +136,7 @@ class BenchResult:
             "limit_int8_gop_s": self.limits.int8_gop_s,
             "limit_float32_gop_s": self.limits.float32_gop_s,
             "limit_bfloat16_gop_s": self.limits.bfloat16_gop_s,
+            "limit_int16_gop_s": self.limits.int16_gop_s,
         }
 
 

@@ -20,9 +20,9 @@ class Limits:
     """Best seen of ``n_threads`` threads with the instructions of ``isa``; a multiply-add is two operations.
 
     ``read_gb_s``: 1e9 bytes a second read from memory. ``int8_gop_s``: 1e9 operations a second of the
-    instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``). ``float32_gop_s``
-    and ``bfloat16_gop_s``: the same for float weights; the latter is 0 where the processor has no such
-    instruction.
+    instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``).
+    ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``): the same for float weights; the
+    latter two are 0 where the processor has no such instruction.
     """
 
     isa: str
@@ -31,11 +31,12 @@ class Limits:
     int8_gop_s: float
     float32_gop_s: float
     bfloat16_gop_s: float
+    int16_gop_s: float = 0.0
 
     @property
     def float_gop_s(self) -> float:
-        """What products of float weights can reach: the faster of the two kinds."""
-        return max(self.float32_gop_s, self.bfloat16_gop_s)
+        """What products of float weights can reach: the fastest kind."""
+        return max(self.float32_gop_s, self.bfloat16_gop_s, self.int16_gop_s)
 
     def best(self, other: Limits) -> Limits:
         """The larger of each, for what was seen once is possible; both of one ``isa`` and ``n_threads``."""
@@ -47,6 +48,7 @@ class Limits:
             max(self.int8_gop_s, other.int8_gop_s),
             max(self.float32_gop_s, other.float32_gop_s),
             max(self.bfloat16_gop_s, other.bfloat16_gop_s),
+            max(self.int16_gop_s, other.int16_gop_s),
         )
 
 
@@ -77,6 +79,7 @@ def measure_limits(
         peak("int8"),
         peak("float32"),
         peak("bfloat16"),
+        peak("int16"),
     )
 
 
