@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 from gristmill import _core, quants
+from gristmill.gguf import GGUFFile
 from oracle.blocks import FORMATS, block_size
 from oracle.engine import Engine
 from oracle.forward import Oracle
@@ -32,6 +33,11 @@ BOUND = {"affine": 1.5e-3, "float": 2e-5}
 # which share of a format's codes is large: 0.9e-2 to 2.1e-2.
 BOUND_8_BIT = 128 * BOUND["affine"]
 RMS_8_BIT = 2.5e-2
+# 14 bits have 8191 steps and round weights too: 1.1e-4 of a product, 2.9 times that of 15 bits.
+BOUND_14_BIT = 2.9 * BOUND["affine"]
+RMS_14_BIT = 2.9 / 128 * RMS_8_BIT
+# By the fewest bits that a product of the model takes.
+DEFAULT_BOUNDS = {8: (BOUND_8_BIT, RMS_8_BIT), 14: (BOUND_14_BIT, RMS_14_BIT)}
 IDS = np.random.default_rng(7).integers(0, 320, 37)
 F32_CACHE = {"cache_type_k": "f32", "cache_type_v": "f32"}
 
@@ -66,29 +72,36 @@ def bound(name: str) -> float:
 
 
 def check(engine: Engine, path: Path, limit: float, ids: Sequence[int] = IDS) -> None:
-    """Prompt at once, and token by token: the two have kernels of their own. Then a prompt at 8 bits."""
+    """Prompt at once, and token by token, which have kernels of their own. Then a prompt with fewer bits."""
     reference = expected(path, ids)
     for splits in ([1] * len(ids), None):
         logits = engine.logits(path, ids, splits, precise=True, **F32_CACHE)
         error = largest_error(logits, reference)
         print(f"{engine.isa}, {'prompt' if splits is None else 'decode'}: {error:.1e}, bound {limit:.1e}")
         assert error < limit
-    check_default_prefill(engine, path, ids, logits, has_8_bits=limit > BOUND["float"])
+    check_default_prefill(engine, path, ids, logits)
 
 
-def check_default_prefill(
-    engine: Engine, path: Path, ids: Sequence[int], precise: np.ndarray, *, has_8_bits: bool
-) -> None:
-    """A prompt without ``precise``: the same bits as with it, unless the set has kernels of 8 bits for it."""
+def fewest_bits(path: Path, isa: str) -> int:
+    """Of the activations that any matrix of a model is multiplied with in prefill."""
+    with GGUFFile.open(path) as file:
+        types = {tensor.type_id for tensor in file.tensors.values() if len(tensor.shape) == 2}
+    return min(_core.prefill_bits(isa, type_id) for type_id in types)
+
+
+def check_default_prefill(engine: Engine, path: Path, ids: Sequence[int], precise: np.ndarray) -> None:
+    """A prompt without ``precise``: the same bits as with it, unless the set has kernels of fewer bits."""
     logits = engine.logits(path, ids, **F32_CACHE)
-    if not has_8_bits or _core.prefill_bits(engine.isa) != 8:
+    bits = fewest_bits(path, engine.isa)
+    if bits not in DEFAULT_BOUNDS:
         assert np.array_equal(logits, precise)
         return
+    largest_bound, rms_bound = DEFAULT_BOUNDS[bits]
     reference = expected(path, ids)
     largest, rms = largest_error(logits, reference), rms_error(logits, reference)
-    print(f"{engine.isa}, prompt, 8 bits: {largest:.1e}, bound {BOUND_8_BIT:.1e}; rms {rms:.1e}")
-    assert largest < BOUND_8_BIT
-    assert rms < RMS_8_BIT
+    print(f"{engine.isa}, prompt, {bits} bits: {largest:.1e}, bound {largest_bound:.1e}; rms {rms:.1e}")
+    assert largest < largest_bound
+    assert rms < rms_bound
     # One that silently stayed precise would pass the bounds and be slow.
     assert rms > 10 * rms_error(precise, reference)
 

@@ -1,4 +1,5 @@
-// Limits of AVX-512 VNNI: vpdpbusd, vpdpwssd, fused multiply-adds and, where the processor has it, vdpbf16ps, all on 512 bits.
+// Limits of AVX-512 VNNI: vpdpbusd, vpdpwssd, fused multiply-adds and, where the processor has it, vdpbf16ps, all on
+// 512 bits.
 #include "cpu/generic/peak_loop.h"
 #include "cpu/generic/read_bytes.h"
 #include "cpu/limit_kernels.h"
@@ -54,12 +55,8 @@ GRISTMILL_PEAK_LOOP(multiply_add_bf16, GRISTMILL_ON_SUMS("vdpbf16ps"), "v", __m5
 
 LimitKernels avx512_vnni_limits() {
   const bool has_bf16 = __builtin_cpu_supports("avx512bf16");
-  return {"avx512_vnni",
-          {read_bytes<Words, 1>, read_bytes<Words, 4>},
-          multiply_add_int8,
-          multiply_add_float,
-          has_bf16 ? multiply_add_bf16 : nullptr,
-          multiply_add_int16};
+  return {"avx512_vnni",      {read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8,
+          multiply_add_float, has_bf16 ? multiply_add_bf16 : nullptr,       multiply_add_int16};
 }
 
 }  // namespace gristmill::cpu
