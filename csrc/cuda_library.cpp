@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "core/error.h"
@@ -14,15 +15,7 @@ struct Library {
   std::string why_not;
 };
 
-Library load() {
-  Dl_info self{};
-  if (dladdr(reinterpret_cast<const void*>(&why_not), &self) == 0 || !self.dli_fname)
-    return {nullptr, "the folder of the extension module is unknown"};
-  const std::filesystem::path path = std::filesystem::path(self.dli_fname).parent_path() / "_cuda.so";
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return {nullptr, "this build has no CUDA back end"};
-  // The driver first, so that a machine without one is told apart from a broken build.
-  if (!dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL)) return {nullptr, "no NVIDIA driver (libcuda.so.1) was found"};
+Library open_library(const std::filesystem::path& path) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) return {nullptr, dlerror()};
   const auto get = reinterpret_cast<const Entry* (*)()>(dlsym(handle, kEntryName));
@@ -31,8 +24,23 @@ Library load() {
   return {get(), ""};
 }
 
+Library load() {
+  if (const char* other = std::getenv("GRISTMILL_CUDA_LIBRARY"); other && *other) return open_library(other);
+  Dl_info self{};
+  if (dladdr(reinterpret_cast<const void*>(&why_not), &self) == 0 || !self.dli_fname)
+    return {nullptr, "the folder of the extension module is unknown"};
+  const std::filesystem::path path = std::filesystem::path(self.dli_fname).parent_path() / "_cuda.so";
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return {nullptr, "this build has no CUDA back end"};
+  // The driver first, so that a machine without one is told apart from a broken build.
+  if (!dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL)) return {nullptr, "no NVIDIA driver (libcuda.so.1) was found"};
+  return open_library(path);
+}
+
+const Entry* brought = nullptr;
+
 const Library& library() {
-  static const Library loaded = load();
+  static const Library loaded = brought ? Library{brought, ""} : load();
   return loaded;
 }
 
@@ -40,6 +48,8 @@ const Library& library() {
 
 const Entry* entry() { return library().entry; }
 const std::string& why_not() { return library().why_not; }
+
+void use_entry(const Entry* entry) { brought = entry; }
 
 std::vector<DeviceInfo> devices() {
   std::vector<DeviceInfo> all;

@@ -42,9 +42,9 @@ void measure_limits(Context& c) {
   });
   c.limits.read_bytes = 1e3 * double(kBytes) / ms;
   double operations = 0;
-  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_halves(sink.get(), c.device, c.stream); });
+  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_halves(sink.get(), 4096, c.device, c.stream); });
   c.limits.half_flops = 1e3 * operations / ms;
-  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_bytes(sink.get(), c.device, c.stream); });
+  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_bytes(sink.get(), 4096, c.device, c.stream); });
   c.limits.byte_ops = 1e3 * operations / ms;
   report("limits", "device copy, read and written", c.limits.copy_bytes / 1e9, "GB/s");
   report("limits", "read", c.limits.read_bytes / 1e9, "GB/s");

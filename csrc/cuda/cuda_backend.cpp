@@ -1,11 +1,13 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/error.h"
 #include "cuda/attention.h"
 #include "cuda/elementwise.h"
 #include "cuda/matrix.h"
+#include "cuda/sampling.h"
 
 namespace gristmill::cuda {
 namespace {
@@ -31,6 +33,7 @@ CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
 
 CudaBackend::~CudaBackend() {
   try {
+    use();
     synchronize(stream_);         // memory goes after the work that uses it
   } catch (const DeviceError&) {  // of a kernel that failed: reported when it was waited for
   }
@@ -71,6 +74,7 @@ std::unique_ptr<KvCache> CudaBackend::make_cache(const KvShape& shape) {
 template <class T>
 T* CudaBackend::grow(Buffer<T>& buffer, size_t n) {
   if (n > buffer.size) {
+    use();
     // Commands in the queue may point to the old memory.
     flush(false);
     synchronize(stream_);
@@ -85,6 +89,7 @@ T* CudaBackend::grow(Buffer<T>& buffer, size_t n) {
 template <class T>
 const T* CudaBackend::send(Buffer<T>& to, const std::vector<T>& values) {
   T* p = grow(to, values.size());
+  use();
   copy_to_device(p, values.data(), values.size() * sizeof(T), stream_);
   return p;
 }
@@ -141,6 +146,7 @@ void CudaBackend::settle() {
 }
 
 void CudaBackend::flush(bool may_repeat) {
+  use();
   settle();
   queue_->flush(may_repeat);
 }
@@ -310,6 +316,33 @@ void CudaBackend::gather_rows(const float* x, std::span<const int> rows, int64_t
   const int n = int(rows.size());
   queue_->push(
       "gather_rows", [=, this] { cuda::gather_rows(x, indices, n, n_cols, out, stream_); }, x, indices, n, n_cols, out);
+}
+
+void CudaBackend::top_logits(const float* logits, int n, int64_t row_length, const TopLogits& to) {
+  const size_t places = size_t(n) * size_t(to.k), words = 2 * places + 2 * size_t(n);
+  const int k = to.k;
+  const int64_t n_vocab = to.n_vocab;
+  std::byte* space = grow(top_space_, size_t(top_candidates_workspace(n, row_length, k)));
+  // Ids, logits, whether finite, and sums, which nobody reads: one copy brings them all.
+  int32_t* ids = grow(top_found_, words);
+  float* values = reinterpret_cast<float*>(ids + places);
+  int32_t* finite = ids + 2 * places;
+  float* sums = reinterpret_cast<float*>(finite + n);
+  settle();
+  queue_->push(
+      "top_candidates",
+      [=, this] { top_candidates(logits, n, row_length, n_vocab, k, ids, values, sums, finite, space, stream_); },
+      logits, n, row_length, n_vocab, k, ids, space);
+  flush(decode_);
+  if (words > top_host_size_) {
+    top_host_ = make_pinned<int32_t>(words);
+    top_host_size_ = words;
+  }
+  copy_to_host(top_host_.get(), ids, words * sizeof(int32_t), stream_);
+  synchronize(stream_);
+  std::memcpy(to.ids, top_host_.get(), places * sizeof(int32_t));
+  std::memcpy(to.values, top_host_.get() + places, places * sizeof(float));
+  std::memcpy(to.finite, top_host_.get() + 2 * places, size_t(n) * sizeof(int32_t));
 }
 
 }  // namespace gristmill::cuda

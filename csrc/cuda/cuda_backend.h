@@ -44,6 +44,8 @@ class CudaBackend final : public Backend {
   void upload(const float* host, size_t n, float* to) override;
   void download(const float* from, size_t n, float* host) override;
   bool writes_host() const override { return false; }
+  bool finds_top_logits() const override { return true; }
+  void top_logits(const float* logits, int n, int64_t row_length, const TopLogits& to) override;
   void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override;
 
  private:
@@ -106,6 +108,11 @@ class CudaBackend final : public Backend {
   Buffer<uint16_t> halves_, scratch_;
   Buffer<unsigned> counters_;
   Buffer<std::byte> attention_space_;
+
+  Buffer<std::byte> top_space_;
+  Buffer<int32_t> top_found_;
+  PinnedPointer<int32_t> top_host_;
+  size_t top_host_size_ = 0;
 };
 
 }  // namespace gristmill::cuda

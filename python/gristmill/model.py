@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,29 +38,39 @@ def load(
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     precise: bool = False,
+    main_gpu: int | None = None,
+    tensor_split: Sequence[float] = (),
+    progress: Callable[[int, int], object] | None = None,
 ) -> Model:
     """Map a GGUF file and make it ready to run.
 
     Args:
         path: A ``.gguf`` file, or any part of a split one.
-        device: ``"cpu"``; ``"cuda"`` or ``"cuda:N"``, that GPU or an error; ``"auto"``, a GPU that the whole
-            model fits with its context, else the CPU.
+        device: ``"cpu"``; ``"cuda"``, ``"cuda:N"`` or several as ``"cuda:0,cuda:2"``, any GPU or those or an
+            error; ``"auto"``, GPUs where there are any, else the CPU.
         n_ctx: Positions a session can hold; the model's own context length by default. Memory is taken as
             positions fill.
         n_threads: Threads that compute; by default the physical cores this process may use.
-        n_gpu_layers: 0 for the CPU; at least the model's layers, or negative, for the GPU. Warns where there
-            is no GPU to use.
+        n_gpu_layers: Layers on GPUs, the last ones of the model and the output, which counts as one; the rest
+            runs on the CPU, and each layer's cache lies beside it. Negative for all, None for as many as free
+            memory holds with cache and work space. Warns where there is no GPU to use.
         overrides: Metadata values to use instead of the file's, by full key. A key that nothing reads warns.
         cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
         cache_type_v: The same for values.
         precise: Multiply quantized weights with activations of 15 bits in prefill too, as decoding always
             does. By default prefill takes 8 bits and a few of a token's values exactly, which is faster.
+        main_gpu: The GPU, by the driver's number, to use where one is enough; the first by default.
+        tensor_split: Shares of the layers for each GPU in order; by default one GPU where that is enough,
+            else all of them by their free memory.
+        progress: Called while weights are read, with the bytes that were and all there are. What it raises
+            ends the loading.
 
     Raises:
         GGUFError: The file is malformed, truncated, or its metadata and tensors contradict each other.
         UnsupportedModelError: The architecture or a tensor type is not one that gristmill runs.
         ArgumentError: An argument is out of range, or an override has the wrong type.
-        DeviceError: ``device`` is not there, or memory could not be mapped.
+        DeviceError: ``device`` is not there, memory could not be mapped, or a GPU has too little of it (the
+            message says how much is missing and what would fit).
     """
     for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads)):
         if value is not None and not 1 <= value < 2**31:
@@ -72,22 +83,39 @@ def load(
     with GGUFFile.open(path) as file:
         if not file.tensors:
             raise file_error(file.path, "holds a vocabulary and no tensors, so there is no model to run")
-        n_layer = file.metadata.scalars().get(f"{file.metadata.get_str('general.architecture')}.block_count")
-        device = devices.choose(device, n_gpu_layers, n_layer if isinstance(n_layer, int) else None)
-        model = Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v, precise, device)
+        placement = devices.check_placement(n_gpu_layers, main_gpu, tensor_split)
+        model = Model(
+            file,
+            n_ctx,
+            n_threads,
+            overrides,
+            cache_type_k,
+            cache_type_v,
+            precise,
+            device,
+            *placement,
+            progress,
+        )
     _warn_about_device(model, n_gpu_layers)
     return model
 
 
 def _warn_about_device(model: Model, n_gpu_layers: int | None) -> None:
-    """Where a GPU was asked for, or is there, and the CPU was chosen."""
-    if model.device != "cpu":
-        return
-    asked = n_gpu_layers not in (None, 0)
-    if asked or (model.engine.device_note and not devices.why_no_gpu()):
-        what = f"n_gpu_layers={n_gpu_layers} has no effect" if asked else "the GPU is not used"
-        why = model.engine.device_note or "the device is the CPU"
-        warnings.warn(f"{what}: {why}; all layers run on the CPU", GristmillWarning, stacklevel=3)
+    """Where a GPU was asked for, or is there, and the CPU was chosen for all layers or some."""
+    note = model.engine.device_note
+    if model.device == "cpu":
+        asked = n_gpu_layers not in (None, 0)
+        if asked or (note and not devices.why_no_gpu()):
+            what = f"n_gpu_layers={n_gpu_layers} has no effect" if asked else "the GPU is not used"
+            why = note or "the device is the CPU"
+            warnings.warn(f"{what}: {why}; all layers run on the CPU", GristmillWarning, stacklevel=3)
+    elif note:
+        n = sum(part.last - part.first for part in model.device_layers if part.device != "cpu")
+        warnings.warn(
+            f"{n} of {model.n_layer + 1} layers run on the GPU, the rest on the CPU: {note}",
+            GristmillWarning,
+            stacklevel=3,
+        )
 
 
 class Model:
@@ -118,6 +146,10 @@ class Model:
         cache_type_v: str,
         precise: bool,
         device: str = "cpu",
+        n_gpu_layers: int | None = None,
+        main_gpu: int = -1,
+        tensor_split: Sequence[float] = (),
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
         self.path = file.path
         self.metadata = file.metadata.with_overrides(overrides)
@@ -135,6 +167,10 @@ class Model:
             "",
             precise,
             device,
+            n_gpu_layers,
+            main_gpu,
+            tensor_split,
+            progress,
         )
         self._warn_about(overrides or {})
 
@@ -193,8 +229,18 @@ class Model:
 
     @property
     def device(self) -> str:
-        """``"cpu"``, or the GPU: ``"cuda:0 (NVIDIA H200)"``."""
-        return self.engine.device
+        """``"cpu"``, or ``"cuda:0 (NVIDIA H200)"``; several have `` + `` between them."""
+        return " + ".join(part.device for part in self.device_layers)
+
+    @property
+    def device_layers(self) -> list[devices.DeviceLayers]:
+        """Where the layers are, in order."""
+        return [devices.DeviceLayers(*part) for part in self.engine.device_layers]
+
+    @property
+    def finds_top_logits(self) -> bool:
+        """Whether :meth:`Session.forward_top` is there: the output is on a GPU."""
+        return self.engine.finds_top_logits
 
     @property
     def isa(self) -> str:
@@ -247,13 +293,24 @@ class Model:
             float32 ``[len(sessions), n_vocab]``: bit-identical to forwarding each session alone.
         """
         ids = _token_array(tokens)
-        try:
+        with _tokens_follow(sessions, ids):
             logits: NDArray[np.float32] = _core.decode([s.core for s in sessions], ids)
-        finally:
-            for session, token in zip(sessions, ids.tolist(), strict=False):
-                if session.core.n_past > len(session.tokens):
-                    session.tokens.append(token)
         return logits
+
+    def decode_batch_top(
+        self, sessions: Sequence[Session], tokens: Sequence[int], k: int, n_vocab: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The same, with each session's largest logits alone, as :meth:`Session.forward_top` finds them.
+
+        Returns:
+            int32 and float32 ``[len(sessions), k]``: tokens and their logits.
+        """
+        ids = _token_array(tokens)
+        with _tokens_follow(sessions, ids):
+            found: tuple[NDArray[np.int32], NDArray[np.float32]] = _core.decode_top(
+                [s.core for s in sessions], ids, k, self.n_vocab if n_vocab is None else n_vocab
+            )
+        return found
 
     def _engine_metadata(self) -> dict[str, object]:
         """Scalars, and arrays under the architecture's prefix: one value for all layers as a scalar, others
@@ -331,6 +388,54 @@ class Session:
             Error: The logits are not finite.
         """
         tokens = _token_array(ids)
+        every = np.empty((len(tokens), self.model.n_vocab), np.float32) if all_logits else None
+        last: NDArray[np.float32] | None = None
+
+        def step(first: int, some: NDArray[np.int32]) -> None:
+            nonlocal last
+            is_last = first + len(some) == len(tokens)
+            last = self.core.forward(some, "all" if all_logits else "last" if is_last else "none")
+            if every is not None:
+                every[first : first + len(some)] = last
+
+        self._in_passes(tokens, step)
+        assert last is not None
+        return last[0] if every is None else every
+
+    def forward_top(
+        self, ids: Sequence[int] | NDArray[np.integer[Any]], k: int, n_vocab: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Append tokens to the sequence, and find the largest logits where the output is: on a GPU.
+
+        Args:
+            ids: Token ids, at least one.
+            k: How many logits, at most 1024.
+            n_vocab: How many tokens take part, from 0 on; all by default.
+
+        Returns:
+            int32 ``[k]``, tokens, and float32 ``[k]``, their logits, of the last position, largest first and
+            equal ones by token: bit for bit those of :meth:`forward`.
+
+        Raises:
+            ArgumentError: The output is on the CPU, or a number is out of range.
+            Error: What :meth:`forward` raises.
+        """
+        tokens = _token_array(ids)
+        found: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
+
+        def step(first: int, some: NDArray[np.int32]) -> None:
+            nonlocal found
+            if first + len(some) == len(tokens):
+                found = self.core.forward_top(some, k, self.model.n_vocab if n_vocab is None else n_vocab)
+            else:
+                self.core.forward(some, "none")
+
+        self._in_passes(tokens, step)
+        assert found is not None
+        return found[0][0], found[1][0]
+
+    def _in_passes(self, tokens: NDArray[np.int32], step: Callable[[int, NDArray[np.int32]], None]) -> None:
+        """Checks tokens and calls ``step`` with the first token's index and the tokens of each pass."""
         if len(tokens) == 0:
             raise ArgumentError("forward needs at least one token")
         if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.n_vocab:
@@ -342,21 +447,14 @@ class Session:
                 f"{len(tokens)} tokens do not fit the context of {self.n_ctx}{held}; a larger n_ctx "
                 "(--ctx-size) would hold them"
             )
-        step = self.model.engine.max_batch
-        every = np.empty((len(tokens), self.model.n_vocab), np.float32) if all_logits else None
-        logits: NDArray[np.float32] | None = None
-        for first in range(0, len(tokens), step):
-            some = tokens[first : first + step]
-            wanted = "all" if all_logits else "last" if first + step >= len(tokens) else "none"
+        size = self.model.engine.max_batch
+        for first in range(0, len(tokens), size):
+            some = tokens[first : first + size]
             try:
-                logits = self.core.forward(some, wanted)
+                step(first, some)
             finally:
                 # Ctrl-C may arrive between the pass and this line: what the cache holds decides.
                 self.tokens.extend(some[: self.core.n_past - len(self.tokens)].tolist())
-            if every is not None:
-                every[first : first + step] = logits
-        assert logits is not None
-        return logits[0] if every is None else every
 
     def truncate(self, n: int) -> None:
         """Keep the first ``n`` positions and forget the rest."""
@@ -378,6 +476,17 @@ class Session:
         n = min(n, len(ids) - 1)
         self.truncate(max(n, 0))
         return self.n_past
+
+
+@contextlib.contextmanager
+def _tokens_follow(sessions: Sequence[Session], ids: NDArray[np.int32]) -> Iterator[None]:
+    """Sessions' lists of tokens, after one each or none was appended to their caches."""
+    try:
+        yield
+    finally:
+        for session, token in zip(sessions, ids.tolist(), strict=False):
+            if session.core.n_past > len(session.tokens):
+                session.tokens.append(token)
 
 
 def _keys_read_in_python() -> set[str]:

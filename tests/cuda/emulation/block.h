@@ -12,6 +12,7 @@
 
 namespace gristmill::cuda {
 
+struct StreamHandle;
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
@@ -30,6 +31,8 @@ void set_seed(uint64_t seed);
 void run_grid(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, bool dependent,
               const std::function<void()>& kernel);
 
+// Ends the process where the stream is of another device than the current one.
+void check_stream(StreamHandle* stream, const Place& place = Place::current());
 // Launches and copies between these two are recorded and run by replay().
 void begin_recording();
 std::vector<std::function<void()>> end_recording();

@@ -14,7 +14,7 @@ struct DeviceTraits {
   int64_t memory_bytes = 0, used_bytes = 0;
 };
 
-inline DeviceTraits& device_traits() {
+inline DeviceTraits& device_traits(int = 0) {
   static DeviceTraits traits;
   return traits;
 }
