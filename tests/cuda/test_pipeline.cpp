@@ -1,5 +1,5 @@
-// A model whose layers are shared among the CPU and emulated GPUs, for every split: logits against the CPU's alone.
-// What a user says of devices, against what the engine makes of it, with as much memory as each case needs.
+// A model whose layers are shared among the CPU and GPUs, for every split: logits and residual streams against the
+// CPU's alone.
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,11 +25,13 @@ std::unique_ptr<Backend> make_cpu() {
   return std::make_unique<cpu::CpuBackend>(cpu::choose_kernels("scalar"), 1, cpu::Pass::kPrecisePrefill);
 }
 
-// devices: -1 for the CPU, else the GPU; first: the first layer of each.
+// devices: -1 for the CPU, else the GPU, or one of those there are where they are fewer; first: the first layer of
+// each.
 std::unique_ptr<Backend> make_pipeline(const std::vector<int>& devices, const std::vector<int>& first) {
   std::vector<PipelineBackend::Stage> stages;
   for (size_t i = 0; i < devices.size(); ++i)
-    stages.push_back({devices[i] < 0 ? make_cpu() : std::make_unique<CudaBackend>(devices[i]), first[i]});
+    stages.push_back(
+        {devices[i] < 0 ? make_cpu() : std::make_unique<CudaBackend>(devices[i] % device_count()), first[i]});
   return std::make_unique<PipelineBackend>(std::move(stages));
 }
 
@@ -121,7 +123,7 @@ void check_graphs() {
   const TinyModel tiny = make_tiny(small(2), formats::TypeId::Q8_0);
   const MemoryFile file;
   CHECK(file.write(tiny.bytes));
-  auto first = std::make_unique<CudaBackend>(0), second = std::make_unique<CudaBackend>(1);
+  auto first = std::make_unique<CudaBackend>(0), second = std::make_unique<CudaBackend>(1 % device_count());
   const CudaBackend &a = *first, &b = *second;
   std::vector<PipelineBackend::Stage> stages;
   stages.push_back({std::move(first), 0});

@@ -7,6 +7,7 @@
 namespace gristmill::cuda::emulation {
 
 inline void set_seed(uint64_t) {}
+inline void set_device_count(int) {}
 
 struct DeviceTraits {
   int major = 0, minor = 0;
