@@ -142,7 +142,7 @@ void bench_products(const Context& c, const formats::FormatInfo& format, const S
   int64_t n_rows = 0;
   for (const int64_t rows : shape.n_rows) n_rows += rows;
   const auto partials = make_device<float>(size_t(decode_partials(c.device)));
-  const size_t n_counters = size_t(n_rows / kTileRows + 8);
+  const size_t n_counters = size_t(2 * (n_rows / kTileRows + 8));
   const auto counters = make_device<unsigned>(n_counters);
   fill(counters.get(), 0, n_counters * sizeof(unsigned), c.stream);
   const auto y = make_device<float>(size_t(n_rows * 2048));
@@ -156,11 +156,11 @@ void bench_products(const Context& c, const formats::FormatInfo& format, const S
     return all;
   };
   const std::string name = std::string(format.name) + " " + shape.name;
-  for (const int n : {1, 8}) {
+  for (const int n : {1, 4, 8, 32}) {
     const Activations x(c, n, shape.n_cols);
     const DecodeInput input{x.x.get(), x.quantized};
     const double ms = median_ms(c.stream, 20, [&](int i) {
-      decode_matmul(products(i, n), input, n, {partials.get(), counters.get()}, c.device, false, c.stream);
+      decode_matmul(products(i, n), input, n, {partials.get(), counters.get()}, {}, c.device, false, c.stream);
     });
     const double rate = 1e3 * double(matrices.bytes) / ms;
     report("decode", name + ", " + std::to_string(n) + " tokens", rate / 1e9, "GB/s", rate / c.limits.read_bytes,
@@ -196,7 +196,7 @@ void bench_attention(const Context& c, KvType type, int64_t n_ctx) {
   fill(counters.get(), 0, kHeadsKv * sizeof(unsigned), c.stream);
   const double ms = median_ms(c.stream, 20, [&](int i) {
     decode_attention({1, position.get(), sequence.get(), caches.get()}, layout, i % 4, q.get(), kHeads, 0.09f,
-                     out.get(), space.get(), counters.get(), c.device, c.stream);
+                     out.get(), {}, space.get(), counters.get(), c.device, c.stream);
   });
   const double rate = 1e3 * double(layout.head_bytes() * kHeadsKv) / ms;
   report("attention", std::string(type == KvType::F16 ? "f16" : "q8_0") + " cache, " + std::to_string(n_ctx),

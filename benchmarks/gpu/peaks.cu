@@ -45,7 +45,10 @@ multiply_kernel(float* sink) {
   sink[blockIdx.x * 256 + threadIdx.x] = sum;
 }
 
-KERNEL(32, 1) nothing_kernel() { grid_dependency_wait(); }
+KERNEL(32, 1) nothing_kernel() {
+  grid_dependency_launch();
+  grid_dependency_wait();
+}
 
 template <bool kHalves>
 double multiply(float* sink, const DeviceInfo& device, Stream stream) {
