@@ -14,6 +14,8 @@ void read_memory(const std::byte* p, size_t bytes, unsigned* sink, const DeviceI
 // multiply and add counted as 2.
 double multiply_halves(float* sink, const DeviceInfo& device, Stream stream);
 double multiply_bytes(float* sink, const DeviceInfo& device, Stream stream);
+// By wgmma; only where code for sm_90a runs.
+double multiply_wgmma(float* sink, const DeviceInfo& device, Stream stream);
 // A kernel that does nothing, for the gap between launches.
 void do_nothing(bool dependent, Stream stream);
 

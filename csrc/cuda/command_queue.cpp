@@ -15,6 +15,7 @@ void CommandQueue::flush(bool may_repeat) {
     CommandQueue& queue;
     ~Clear() { queue.clear(); }
   } clear{*this};
+  n_commands_ = commands_.size();
   if (!may_repeat) return run_all();
   const auto found = graphs_.find(key_);
   if (found == graphs_.end()) {

@@ -11,6 +11,7 @@
 #include "cuda/activations.h"
 #include "cuda/device/arithmetic.h"
 #include "cuda/device/warp.h"
+#include "cuda/half_order.h"
 
 namespace gristmill::cuda {
 
@@ -83,7 +84,7 @@ DEVICE void store_planes(const QuantizedRows& out, int64_t row, int slot, float4
 DEVICE void store_halves(const HalfRows& out, int64_t row, int slot, float4 v, float inverse) {
   uint2 packed{0, 0};
   if (inverse != 0.0f) packed = {pack_f16(v.x * inverse, v.y * inverse), pack_f16(v.z * inverse, v.w * inverse)};
-  *reinterpret_cast<uint2*>(out.values + row * out.padded + 4 * slot) = packed;
+  *reinterpret_cast<uint2*>(out.values + half_at(out.order, out.padded, row, 4 * slot)) = packed;
 }
 
 }  // namespace gristmill::cuda

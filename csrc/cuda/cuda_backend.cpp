@@ -207,7 +207,8 @@ RowOutputs CudaBackend::product_rows(int n, int64_t n_cols, bool decode) {
     out.quantized.sums = grow(room.sums, size_t(n * padded / 16));
     out.quantized.padded = padded;
   } else {
-    out.halves.values = grow(halves_, size_t(n * padded));
+    out.halves.order = prefill_order(device_);
+    out.halves.values = grow(halves_, size_t(prefill_rows(device_, n) * padded));
     out.halves.scales = grow(half_scales_, size_t(n));
     out.halves.padded = padded;
   }

@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
   int n_threads() const override { return 1; }
   const DeviceInfo& device() const { return device_; }
   int n_graphs() const { return queue_->n_graphs(); }
+  size_t n_commands() const { return queue_->n_commands(); }
 
   std::shared_ptr<float[]> allocate(size_t n) override;
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override;

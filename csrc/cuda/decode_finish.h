@@ -19,7 +19,7 @@ DEVICE float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p)
 DEVICE float4 load4_coherent(const float* p) { return load_coherent(reinterpret_cast<const float4*>(p)); }
 
 DEVICE HeadSlot load_head(const HeadFinish& f, const float* head, int64_t row, int i, bool rotated) {
-  HeadSlot s{load4_coherent(head + i), {}, {}, {}};
+  HeadSlot s{load4_coherent(head + i), {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}};
   if (!rotated || i >= 2 * f.half) return s;
   const float* cosines = f.cos_sin + row * 2 * f.half;
   if (f.neox) {
@@ -55,30 +55,31 @@ DEVICE float4 rotate_slot(const HeadFinish& f, const HeadSlot& s, int i) {
 }
 
 // A lane has four neighbours of the head; tokens are loaded several at a time, since what takes long is the way to L2.
+template <int kTokens>
 DEVICE void finish_head(const DecodeWork& work, const DecodePart& part, int head) {
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = kTokens > 8 ? 4 : kTokens == 4 ? 2 : 1;  // as registers allow
   const HeadFinish& f = work.finish.heads;
   const int dim = part.role == Role::kValue ? f.head_dim_v : f.head_dim_k, i = 4 * lane_id();
   const bool rotated = part.role != Role::kValue;
-  if (i >= dim) return;  // lanes meet others of the same 8 only, and dim is a multiple of 32
+  const bool inside = i < dim;  // for whole groups of 8 lanes
   for (int first = 0; first < work.n; first += kAtOnce) {
-    HeadSlot slots[kAtOnce];
-    std::byte* caches[kAtOnce];
-    int32_t positions[kAtOnce];
+    HeadSlot slots[kAtOnce] = {};
+    std::byte* caches[kAtOnce] = {};
+    int32_t positions[kAtOnce] = {};
     UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
       const int token = first + j;
-      if (token >= work.n) break;
+      if (token >= work.n || !inside) break;
       const int64_t row = work.finish.first_token + token;
       slots[j] = load_head(f, part.y + token * part.n_rows + head * dim, row, i, rotated);
       positions[j] = f.batch.positions[row];
       caches[j] = f.batch.caches[f.batch.sequences[row]];
     }
-    if (part.role == Role::kQuery) sync_warp(dim < 4 * kWarp ? (1u << dim / 4) - 1 : kFullWarp);  // all have read
+    if (part.role == Role::kQuery) sync_warp();  // all have read
     UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
       const int token = first + j;
-      if (token >= work.n) break;
+      if (token >= work.n || !inside) break;
       const float4 v = rotated ? rotate_slot(f, slots[j], i) : slots[j].own;
       if (part.role == Role::kQuery) {
         *reinterpret_cast<float4*>(part.y + token * part.n_rows + head * dim + i) = v;
@@ -110,6 +111,7 @@ DEVICE void finish_gate(const DecodeWork& work, int group) {
 }
 
 // By the warp that has written the last of a row tile's results.
+template <int kTokens>
 DEVICE void finish_row_tile(const DecodeWork& work, int row_tile) {
   const DecodeFinish& finish = work.finish;
   if (finish.kind == FinishKind::kNothing) return;
@@ -128,7 +130,7 @@ DEVICE void finish_row_tile(const DecodeWork& work, int row_tile) {
   fence_device();
   if (lane_id() == 0) finish.arrivals[group] = 0;
   if (finish.kind == FinishKind::kHeads) {
-    finish_head(work, part, at.index / tiles);
+    finish_head<kTokens>(work, part, at.index / tiles);
   } else {
     finish_gate(work, group);
   }

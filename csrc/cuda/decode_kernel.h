@@ -182,7 +182,7 @@ DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s) {
         write_result(work, row_tile, e / kTokens, e % kTokens, sum);
       }
     }
-    finish_row_tile(work, row_tile);
+    finish_row_tile<kTokens>(work, row_tile);
   }
 }
 
@@ -218,7 +218,7 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
         const int row_begin = row_tile * width;
         if (row_begin >= begin && row_begin + width <= end) {
           sums.take([&](int row, int token, float value) { write_result(work, row_tile, row, token, value); });
-          finish_row_tile(work, row_tile);
+          finish_row_tile<kTokens>(work, row_tile);
         } else {
           float* slot = stretch.slot(share, begin, row_tile);
           sums.take([&](int row, int token, float value) { slot[row * kTokens + token] = value; });

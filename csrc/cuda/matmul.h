@@ -63,6 +63,9 @@ void decode_matmul(std::span<const DeviceProduct> products, const DecodeInput& x
 // For many rows at once: activations and dequantized weights are rounded to halves, sums are float32. A row's bits do
 // not depend on the others. scratch: prefill_scratch() halves.
 int64_t prefill_scratch(const DeviceInfo& device, int64_t n_cols);
+// The order of x's halves, and the rows that there must be room for.
+HalfOrder prefill_order(const DeviceInfo& device);
+int64_t prefill_rows(const DeviceInfo& device, int64_t n);
 void prefill_matmul(std::span<const DeviceProduct> products, const HalfRows& x, int n, uint16_t* scratch,
                     const DeviceInfo& device, Stream stream);
 
