@@ -2,9 +2,38 @@
 
 #include "cuda/device/launch.h"
 #include "cuda/device/memory.h"
+#include "cuda/device/warp.h"
+#include "cuda/device/wgmma.h"
 
 namespace gristmill::cuda::bench {
 namespace {
+
+constexpr int kRounds = 4096;
+
+// Two warpgroups on operands of their own in shared memory: 64 x 64 and 256 x 64 halves.
+constexpr int kOperandBytes = (64 + 256) * 128, kGroups = 2;
+KERNEL(kGroups* kWarpgroup, 1) multiply_wgmma_kernel(float* sink) {
+  SMEM(std::byte, shared);
+  for (int i = int(threadIdx.x); i < kGroups * kOperandBytes / 4; i += int(blockDim.x))
+    reinterpret_cast<uint32_t*>(shared)[i] = 0x2c002c01u + unsigned(i) * 0x9e3779b1u % 0x03000300u;
+  fence_proxy_async();  // what ordinary stores wrote is read by wgmma
+  sync_block();
+  const std::byte* mine = shared + int(threadIdx.x) / kWarpgroup * kOperandBytes;
+  float d[128];
+  for (int round = 0; round < kRounds; ++round) {
+    fence_products();
+    UNROLL
+    for (int k = 0; k < 64; k += 16)
+      multiply_64x256(d, operand_at(mine, k), operand_at(mine + 64 * 128, k), round > 0 || k > 0);
+    commit_products();
+    wait_products<1>();
+  }
+  wait_products<0>();
+  float sum = 0.0f;
+  UNROLL
+  for (int i = 0; i < 128; ++i) sum += d[i];
+  sink[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
 
 KERNEL(32, 1) nothing_kernel() {
   grid_dependency_launch();
@@ -13,6 +42,12 @@ KERNEL(32, 1) nothing_kernel() {
 
 }  // namespace
 
+double multiply_wgmma(float* sink, const DeviceInfo& device, Stream stream) {
+  const unsigned blocks = unsigned(device.multiprocessors);
+  launch("multiply_wgmma", multiply_wgmma_kernel,
+         {{blocks}, {unsigned(kGroups * kWarpgroup)}, size_t(kGroups) * kOperandBytes, stream}, sink);
+  return 2.0 * 64 * 256 * 64 * kRounds * kGroups * blocks;
+}
 void do_nothing(bool dependent, Stream stream) { launch("nothing", nothing_kernel, {{1}, {32}, 0, stream, dependent}); }
 
 }  // namespace gristmill::cuda::bench

@@ -49,6 +49,11 @@ target_link_libraries(gristmill_cuda_objects PUBLIC gristmill_objects)
 target_compile_options(gristmill_cuda_objects PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xcompiler=-fvisibility=hidden,-Wall -Xcudafe=--diag_suppress=177>)
 
+# Code for sm_90a has instructions that no other code has: whether it is there decides which kernels are chosen.
+if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
+  target_compile_definitions(gristmill_cuda_objects PRIVATE GRISTMILL_CUDA_SM90A)
+endif()
+
 add_library(gristmill_cuda MODULE csrc/cuda/driver/entry.cpp)
 set_target_properties(gristmill_cuda PROPERTIES
   PREFIX "" OUTPUT_NAME "_cuda" LINKER_LANGUAGE CUDA CUDA_RUNTIME_LIBRARY Static)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "cuda/attention.h"
@@ -141,6 +142,9 @@ void CudaBackend::settle() {
         "add", [this, a = *a] { cuda::add(a.x, a.y, int64_t(a.n_elements), stream_); }, a->x, a->y, a->n_elements);
   } else if (const Swiglu* s = std::get_if<Swiglu>(&held_)) {
     push_swiglu(*s, 1, {s->gate, {}, {}});
+  } else if (const Products* p = std::get_if<Products>(&held_)) {
+    push_products(*p, {});
+    for (const Rope& r : p->ropes) push_rope(r);
   }
   held_ = {};
 }
@@ -157,6 +161,38 @@ void CudaBackend::push_swiglu(const Swiglu& s, int n, const RowOutputs& out) {
       s.n_elements, n, out.floats, out.quantized.planes, out.halves.values);
 }
 
+void CudaBackend::push_rope(const Rope& r) {
+  queue_->push(
+      "rope", [=, this] { cuda::rope(r.x, r.n, r.n_heads, r.head_dim, r.dims, r.cos_sin, r.style, stream_); }, r.x, r.n,
+      r.n_heads, r.head_dim, r.dims, r.cos_sin, int(r.style));
+}
+
+void CudaBackend::push_products(const Products& p, const Finish& finish) {
+  for (const DeviceProduct& one : p.products) {
+    queue_->describe(one.matrix.tiles);
+    queue_->describe(one.bias);
+    queue_->describe(one.y);
+  }
+  if (const StoreHeads* f = std::get_if<StoreHeads>(&finish)) {
+    queue_->describe(f->layer);
+    queue_->describe(f->batch.positions);
+    queue_->describe(f->batch.sequences);
+    queue_->describe(f->batch.caches);
+    queue_->describe(f->layout.n_ctx);
+    queue_->describe(int(f->layout.type_k));
+    queue_->describe(int(f->layout.type_v));
+    queue_->describe(f->cos_sin);
+    queue_->describe(f->dims);
+  } else if (const GateRows* g = std::get_if<GateRows>(&finish)) {
+    queue_->describe(g->out.floats);
+    queue_->describe(g->out.quantized.planes);
+  }
+  // Dependent launches: the weights' first tiles are on their way before the kernel ahead has ended.
+  queue_->push(
+      "decode_matmul", [=, this] { decode_matmul(p.products, p.input, p.n, p.space, finish, device_, true, stream_); },
+      p.input.floats, p.input.quantized.planes, p.n, p.space.partials, p.space.counters, finish.index());
+}
+
 // --- Operations
 
 void CudaBackend::embed(const Weight& table, std::span<const int32_t> ids, float* out) {
@@ -171,12 +207,14 @@ RowOutputs CudaBackend::product_rows(int n, int64_t n_cols, bool decode) {
   const int64_t padded = padded_columns(n_cols);
   RowOutputs out;
   if (decode) {
-    out.quantized.planes = grow(planes_, size_t(2 * n * padded));
-    out.quantized.scales = grow(scales_, size_t(n * padded / 32));
-    out.quantized.sums = grow(sums_, size_t(n * padded / 16));
+    QuantizedRoom& room = rooms_[room_ ^= 1];
+    out.quantized.planes = grow(room.planes, size_t(2 * n * padded));
+    out.quantized.scales = grow(room.scales, size_t(n * padded / 32));
+    out.quantized.sums = grow(room.sums, size_t(n * padded / 16));
     out.quantized.padded = padded;
   } else {
-    out.halves.values = grow(halves_, size_t(n * padded));
+    out.halves.order = prefill_order(device_);
+    out.halves.values = grow(halves_, size_t(prefill_rows(device_, n) * padded));
     out.halves.scales = grow(half_scales_, size_t(n));
     out.halves.padded = padded;
   }
@@ -184,6 +222,12 @@ RowOutputs CudaBackend::product_rows(int n, int64_t n_cols, bool decode) {
 }
 
 RowOutputs CudaBackend::prepare(const float* x, int n, int64_t n_cols, bool decode) {
+  const RowOutputs ready = prepared_.rows;
+  if (std::exchange(prepared_.x, nullptr) == x && prepared_.n == n &&
+      (decode ? ready.quantized.padded : ready.halves.padded) == padded_columns(n_cols)) {
+    settle();
+    return ready;
+  }
   RowOutputs out = product_rows(n, n_cols, decode);
   const Swiglu* s = std::get_if<Swiglu>(&held_);
   if (s && s->gate == x && s->n_elements == size_t(n) * size_t(n_cols)) {
@@ -192,12 +236,10 @@ RowOutputs CudaBackend::prepare(const float* x, int n, int64_t n_cols, bool deco
     held_ = {};
   } else {
     settle();
-    if (prepared_.x != x || prepared_.n != n || prepared_.decode != decode)
-      queue_->push(
-          "convert", [=, this] { convert_rows(x, n, n_cols, out, stream_); }, x, n, n_cols, out.quantized.planes,
-          out.halves.values);
+    queue_->push(
+        "convert", [=, this] { convert_rows(x, n, n_cols, out, stream_); }, x, n, n_cols, out.quantized.planes,
+        out.halves.values);
   }
-  prepared_ = {};
   return out;
 }
 
@@ -214,57 +256,61 @@ void CudaBackend::rms_norm(const float* x, const float* weight, float eps, int n
   queue_->push(
       "rms_norm", [=, this] { cuda::rms_norm(const_cast<float*>(x), addend, weight, eps, n, n_cols, rows, stream_); },
       x, addend, weight, eps, n, n_cols, out, rows.quantized.planes, rows.halves.values);
-  prepared_ = {out, n, decode_};
+  prepared_ = {out, n, rows};
 }
 
 void CudaBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
   const int64_t n_cols = products.front().weight->n_cols;
   std::vector<DeviceProduct> work;
-  int64_t row_tiles = 0;
-  for (const Product& p : products) {
-    work.push_back({matrix_of(*p.weight), p.bias, p.y});
-    row_tiles += work.back().matrix.row_tiles();
-  }
-  const auto describe = [&] {
+  for (const Product& p : products) work.push_back({matrix_of(*p.weight), p.bias, p.y});
+  if (!decode) {
+    uint16_t* scratch = grow(scratch_, size_t(prefill_scratch(device_, n_cols)));
+    const HalfRows rows = prepare(x, n, n_cols, false).halves;
     for (const DeviceProduct& p : work) {
       queue_->describe(p.matrix.tiles);
       queue_->describe(p.bias);
       queue_->describe(p.y);
     }
-  };
-  if (!decode) {
-    uint16_t* scratch = grow(scratch_, size_t(prefill_scratch(device_, n_cols)));
-    const HalfRows rows = prepare(x, n, n_cols, false).halves;
-    describe();
     queue_->push(
         "prefill_matmul", [=, this] { prefill_matmul(work, rows, n, scratch, device_, stream_); }, rows.values, n,
         scratch);
     return;
   }
-  const DecodeWorkspace space{grow(partials_, size_t(decode_partials(device_))), counters(size_t(row_tiles))};
+  const DecodeWorkspace space{grow(partials_, size_t(decode_partials(device_))),
+                              counters(size_t(decode_counters(work)))};
   DecodeInput input{x, {}};
   if (std::ranges::all_of(products, reads_floats)) {
     settle();
   } else {
     input.quantized = prepare(x, n, n_cols, true).quantized;
   }
-  describe();
-  // Dependent launches: the weights' first tiles are on their way before the kernel ahead has ended.
-  queue_->push(
-      "decode_matmul", [=, this] { decode_matmul(work, input, n, space, device_, true, stream_); }, input.floats,
-      input.quantized.planes, n, space.partials, space.counters);
+  held_ = Products{std::move(work), input, n, space, {}};
 }
 
 void CudaBackend::rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) {
+  const Rope rope{x, n, n_heads, head_dim, dims, cos_sin, style};
+  if (Products* p = std::get_if<Products>(&held_);
+      p && p->products.size() == 3 && p->ropes.size() < 2 && p->products[p->ropes.size()].y == x) {
+    p->ropes.push_back(rope);
+    return;
+  }
   settle();
-  queue_->push(
-      "rope", [=, this] { cuda::rope(x, n, n_heads, head_dim, dims, cos_sin, style, stream_); }, x, n, n_heads,
-      head_dim, dims, cos_sin, int(style));
+  push_rope(rope);
 }
 
 void CudaBackend::store_kv(const Batch& batch, int layer, const float* k, const float* v) {
-  settle();
   const KvLayout layout = layout_of_cache(batch);
+  if (const Products* p = std::get_if<Products>(&held_);
+      p && p->ropes.size() == 2 && p->products[1].y == k && p->products[2].y == v && p->n == batch_.n) {
+    const Rope& r = p->ropes[0];
+    const Finish finish = StoreHeads{batch_, layout, layer, r.dims, r.cos_sin, r.style};
+    if (can_finish(p->products, finish)) {
+      push_products(*p, finish);
+      held_ = {};
+      return;
+    }
+  }
+  settle();
   queue_->push(
       "store_kv", [=, this, rows = batch_] { cuda::store_kv(rows, layout, layer, k, v, stream_); }, layer, k, v,
       batch_.n, batch_.positions, batch_.sequences, batch_.caches, layout.n_ctx, int(layout.type_k),
@@ -276,14 +322,19 @@ void CudaBackend::attention(const Batch& batch, int layer, const float* q, int n
   if (batch.is_decode()) {
     std::byte* space = grow(attention_space_, size_t(decode_attention_workspace(layout, n_head, batch_.n, device_)));
     unsigned* arrivals = counters(size_t(batch_.n) * size_t(layout.n_head_kv));
+    RowOutputs rows_out;
+    if (decode_attention_quantizes(layout, n_head, device_))
+      rows_out = product_rows(batch_.n, int64_t(n_head) * layout.head_dim_v, true);
     settle();
+    prepared_ = {rows_out.quantized.planes ? out : nullptr, batch_.n, rows_out};
     queue_->push(
         "decode_attention",
         [=, this, rows = batch_] {
-          decode_attention(rows, layout, layer, q, n_head, scale, out, space, arrivals, device_, stream_);
+          decode_attention(rows, layout, layer, q, n_head, scale, out, rows_out.quantized, space, arrivals, device_,
+                           stream_);
         },
-        layer, q, n_head, scale, out, space, arrivals, batch_.n, batch_.positions, batch_.sequences, batch_.caches,
-        layout.n_ctx, int(layout.type_k), int(layout.type_v));
+        layer, q, n_head, scale, out, rows_out.quantized.planes, space, arrivals, batch_.n, batch_.positions,
+        batch_.sequences, batch_.caches, layout.n_ctx, int(layout.type_k), int(layout.type_v));
     return;
   }
   settle();
@@ -301,6 +352,17 @@ void CudaBackend::attention(const Batch& batch, int layer, const float* q, int n
 }
 
 void CudaBackend::swiglu(float* gate, const float* up, size_t n_elements) {
+  if (const Products* p = std::get_if<Products>(&held_); p && p->products.size() == 2 && p->products[0].y == gate &&
+                                                         p->products[1].y == up &&
+                                                         can_finish(p->products, GateRows{})) {
+    const Products both = *p;
+    held_ = {};  // before room is made, which may empty the queue
+    RowOutputs rows = product_rows(both.n, both.products[0].matrix.n_rows, true);
+    rows.floats = gate;
+    push_products(both, GateRows{rows});
+    prepared_ = {gate, both.n, rows};
+    return;
+  }
   settle();
   held_ = Swiglu{gate, up, n_elements};
 }

@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
   int n_threads() const override { return 1; }
   const DeviceInfo& device() const { return device_; }
   int n_graphs() const { return queue_->n_graphs(); }
+  size_t n_commands() const { return queue_->n_commands(); }
 
   std::shared_ptr<float[]> allocate(size_t n) override;
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override;
@@ -65,11 +66,24 @@ class CudaBackend final : public Backend {
     const float* up;
     size_t n_elements;
   };
-  // The activations that the product buffers hold now.
+  struct Rope {
+    float* x;
+    int n, n_heads, head_dim, dims;
+    const float* cos_sin;
+    RopeStyle style;
+  };
+  struct Products {
+    std::vector<DeviceProduct> products;
+    DecodeInput input;
+    int n;
+    DecodeWorkspace space;
+    std::vector<Rope> ropes;  // that came after it
+  };
+  // Activations in a form that products read, made with x by the kernel that made x.
   struct Prepared {
     const float* x = nullptr;
     int n = 0;
-    bool decode = false;
+    RowOutputs rows;
   };
 
   // A buffer's memory, at least n of T; growing it loses what it held.
@@ -82,11 +96,14 @@ class CudaBackend final : public Backend {
   void settle();  // queues what is held back
   void flush(bool may_repeat);
 
-  // Room for x in the form that products of decoding, or of prefill, read.
+  // Room for x in the form that products of decoding, or of prefill, read: for decoding there are two rooms in turn, so
+  // that a product may make the other's.
   RowOutputs product_rows(int n, int64_t n_cols, bool decode);
   // Fills it, unless the kernel that made x has done so.
   RowOutputs prepare(const float* x, int n, int64_t n_cols, bool decode);
   void push_swiglu(const Swiglu& s, int n, const RowOutputs& out);
+  void push_rope(const Rope& r);
+  void push_products(const Products& p, const Finish& finish);
 
   DeviceInfo device_;
   Stream stream_ = nullptr;
@@ -97,14 +114,19 @@ class CudaBackend final : public Backend {
   // The pass.
   bool decode_ = false;
   DeviceBatch batch_;
-  std::variant<std::monostate, Add, Swiglu> held_;
+  std::variant<std::monostate, Add, Swiglu, Products> held_;
   Prepared prepared_;
   Buffer<int32_t> ids_, positions_, sequences_, rows_;
   Buffer<std::byte*> caches_;
 
-  Buffer<int8_t> planes_;
-  Buffer<float> scales_, half_scales_, partials_;
-  Buffer<int32_t> sums_;
+  struct QuantizedRoom {
+    Buffer<int8_t> planes;
+    Buffer<float> scales;
+    Buffer<int32_t> sums;
+  };
+  QuantizedRoom rooms_[2];
+  int room_ = 0;
+  Buffer<float> half_scales_, partials_;
   Buffer<uint16_t> halves_, scratch_;
   Buffer<unsigned> counters_;
   Buffer<std::byte> attention_space_;

@@ -59,15 +59,13 @@ struct Plain {
   DEVICE float4 again(int64_t row, int slot, Columns c) const { return load(row, slot, c); }
 };
 
-DEVICE float gated(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
-
 struct Gated {
   static constexpr bool kNorm = false;
   const float *gate, *up;
 
   DEVICE float4 load(int64_t row, int slot, Columns c) const {
     const float4 g = load_slot(gate + row * c.n, slot, c), u = load_slot(up + row * c.n, slot, c);
-    return {gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w)};
+    return gated(g, u);
   }
   DEVICE float4 again(int64_t row, int slot, Columns c) const { return load(row, slot, c); }
 };

@@ -36,6 +36,11 @@ void check_model(const TinyShape& shape, formats::TypeId format, KvType type_k, 
   CHECK(worst <= bound, "%s: logits differ by %g of their RMS", name.c_str(), worst);
   // Steps of two sequences come four times: run, captured, and replayed.
   CHECK(device.n_graphs() > 0, "%s: no step became a graph", name.c_str());
+  // The last step decodes: embedding, gathered row, its norm, logits; seven a layer, eight where the attention is the
+  // plain one.
+  const bool plain = type_k == KvType::F32 || type_k != type_v;
+  const size_t most = 4 + size_t(shape.n_layer) * (plain ? 8 : 7);
+  CHECK(device.n_commands() <= most, "%s: %zu launches a step, expected %zu", name.c_str(), device.n_commands(), most);
 }
 
 }  // namespace

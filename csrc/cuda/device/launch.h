@@ -42,11 +42,16 @@ struct LaunchConfig {
   throw DeviceError("[cuda] launch of " + std::string(name) + " (" + place.text() + "): " + cudaGetErrorString(error));
 }
 
-// GPUs before sm_90 know no programmatic dependent launch.
-inline bool launches_dependent() {
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+// Whether the kernels run as code of sm_90 or later: what runs on such a GPU may still have been made for an older one.
+// Only that code waits in grid_dependency_wait() and has bulk copies.
+template <class... Parameters>
+bool runs_sm90_code(void (*kernel)(Parameters...)) {
+  static const int version = [kernel] {  // the same for all kernels of the library
+    cudaFuncAttributes attributes{};
+    const bool known = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess;
+    return known ? attributes.ptxVersion : 0;
+  }();
+  return version >= 90;
 }
 
 struct KernelName {
@@ -58,11 +63,14 @@ struct KernelName {
 
 template <class... Parameters, class... Arguments>
 void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
-  if (config.shared_bytes > (48 << 10)) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
     if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
-  }
+  };
+  if (config.shared_bytes > (48 << 10)) set(cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+  // A kernel that may overlap its neighbours wants the split of L1 and shared memory that the large ones among them
+  // need: an SM changes the split only when it is empty.
+  if (config.dependent) set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -72,7 +80,7 @@ void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& 
   launch_config.dynamicSmemBytes = config.shared_bytes;
   launch_config.stream = reinterpret_cast<cudaStream_t>(config.stream);
   launch_config.attrs = &attribute;
-  launch_config.numAttrs = config.dependent && launches_dependent() ? 1 : 0;
+  launch_config.numAttrs = config.dependent && runs_sm90_code(kernel) ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
   if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
 }

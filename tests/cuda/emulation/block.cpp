@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "core/half.h"
 #include "emulation/fiber.h"
 
 gristmill::cuda::Dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -41,6 +42,13 @@ struct CopyBarrier {
   }
 };
 
+// A warpgroup's product on the accumulators d of one thread.
+struct Product {
+  float* d;
+  uint64_t a, b;
+  bool add;
+};
+
 enum class State { kReady, kWarp, kBlock, kPoll, kDone };
 
 struct Thread {
@@ -61,6 +69,11 @@ struct Thread {
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
   bool waited_for_grid = false;
+
+  std::vector<Product> open_products;
+  std::deque<std::vector<Product>> product_groups;
+  std::map<float*, std::vector<float>> accumulators;  // of products that are under way
+  bool fenced = false;
 };
 
 struct Block {
@@ -143,6 +156,10 @@ void run_block(const std::vector<unsigned>& order_of_launch, bool dependent) {
     t.open.clear();
     t.groups.clear();
     t.waited_for_grid = false;
+    t.open_products.clear();
+    t.product_groups.clear();
+    t.accumulators.clear();
+    t.fenced = false;
     t.fiber.start(run_thread);
   }
   for (unsigned done = 0; done < block.n;) {
@@ -161,6 +178,8 @@ void run_block(const std::vector<unsigned>& order_of_launch, bool dependent) {
         const auto pending = [](const std::vector<Copy>& group) { return !group.empty(); };
         if (!t.open.empty() || std::any_of(t.groups.begin(), t.groups.end(), pending))
           fail(Site::current(), "left the kernel without waiting for its asynchronous copies");
+        if (!t.accumulators.empty() || !t.open_products.empty())
+          fail(Site::current(), "left the kernel without waiting for its products");
         if (dependent && !t.waited_for_grid)
           fail(Site::current(), "left a dependent launch without grid_dependency_wait()");
       }
@@ -383,6 +402,77 @@ void wait_copy_barrier(uint64_t* barrier, unsigned parity, const Site& site) {
         return b.phase != a.parity;
       },
       &argument, "asynchronous copies", site);
+}
+
+namespace {
+
+// Half k of row `row` of an operand with rows of 128 bytes: the swizzle exchanges bits 4 to 6 of an address with those
+// of 7 to 9.
+float operand(uint64_t descriptor, int row, int k) {
+  size_t at = size_t(descriptor & 0x3fffu) << 4;
+  at += size_t(row / 8) * (size_t(descriptor >> 32 & 0x3fffu) << 4) + size_t(row % 8) * 128 + size_t(k) * 2;
+  at ^= (at >> 7 & 7) << 4;
+  uint16_t half;
+  if (at + 2 > block.shared_bytes) fail(Site::current(), "an operand beyond shared memory");
+  std::memcpy(&half, block.shared.get() + at, sizeof(half));
+  return half_to_float(half);
+}
+
+void do_product(const Thread& t, const Product& p, float* d) {
+  const int g = t.lane / 4, column = t.lane % 4 * 2, row = t.warp % 4 * 16 + g;
+  float a[2][16];
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < 16; ++k) a[half][k] = operand(p.a, row + 8 * half, k);
+  for (int j = 0; j < 32; ++j)
+    for (int i = 0; i < 2; ++i) {
+      float sums[2] = {};
+      for (int k = 0; k < 16; ++k) {
+        const float b = operand(p.b, 8 * j + column + i, k);
+        sums[0] += a[0][k] * b;
+        sums[1] += a[1][k] * b;
+      }
+      for (int half = 0; half < 2; ++half) {
+        float& to = d[4 * j + 2 * half + i];
+        to = p.add ? to + sums[half] : sums[half];
+      }
+    }
+}
+
+}  // namespace
+
+void fence_products() { self().fenced = true; }
+
+void queue_product(float* d, uint64_t a, uint64_t b, bool add, const Site& site) {
+  meet_warp(0xffffffffu, [](void* const*, uint32_t) {}, nullptr, site);
+  Thread& t = self();
+  if (!t.fenced) fail(site, "a product without fence_products() before it");
+  if (a >> 62 != 1 || b >> 62 != 1) fail(site, "operands that are not in the 128-byte swizzle");
+  std::vector<float>& sums = t.accumulators[d];
+  if (sums.empty()) {
+    sums.assign(d, d + 128);
+    std::memset(d, kPoison, 128 * sizeof(float));
+  }
+  t.open_products.push_back({d, a, b, add});
+}
+
+void commit_products() {
+  Thread& t = self();
+  t.product_groups.push_back(std::move(t.open_products));
+  t.open_products.clear();
+}
+
+void wait_products(unsigned groups_left, const Site& site) {
+  meet_warp(0xffffffffu, [](void* const*, uint32_t) {}, nullptr, site);
+  Thread& t = self();
+  while (t.product_groups.size() > groups_left) {
+    for (const Product& p : t.product_groups.front()) do_product(t, p, t.accumulators[p.d].data());
+    t.product_groups.pop_front();
+  }
+  // A warp waits as one: no lane goes on while another's products still read shared memory.
+  meet_warp(0xffffffffu, [](void* const*, uint32_t) {}, nullptr, site);
+  if (!t.product_groups.empty() || !t.open_products.empty()) return;
+  for (const auto& [d, sums] : t.accumulators) std::memcpy(d, sums.data(), 128 * sizeof(float));
+  t.accumulators.clear();
 }
 
 void grid_dependency_wait() { self().waited_for_grid = true; }

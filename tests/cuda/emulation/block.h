@@ -67,6 +67,13 @@ void arrive_copy_barrier(uint64_t* barrier, unsigned expected_bytes, const Site&
 void queue_bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier, const Site& site);
 void wait_copy_barrier(uint64_t* barrier, unsigned parity, const Site& site);
 
+// Products of a warpgroup (64 x 256 x 16 halves) from shared memory that go on by themselves: those issued since the
+// last commit form a group; they happen when a wait demands them. d[128] holds NaN while one of them is open.
+void fence_products();
+void queue_product(float* d, uint64_t a, uint64_t b, bool add, const Site& site);
+void commit_products();
+void wait_products(unsigned groups_left, const Site& site);
+
 void grid_dependency_wait();
 
 }  // namespace emulation

@@ -45,6 +45,11 @@ struct LaunchConfig {
   bool dependent = false;
 };
 
+template <class... Parameters>
+bool runs_sm90_code(void (*)(Parameters...)) {
+  return true;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
   emulation::check_stream(config.stream);
