@@ -165,6 +165,7 @@ def test_refuses() -> None:
             chain.sample_top(ids, values, 10)
     with pytest.raises(Error, match="non-finite logits, expected finite or -inf, got nan for token 4"):
         chain.sample_top([4, 5], [float("nan"), 0.0], 10)
+    chain = SamplerChain([TopK(2)])
     chain.accept(11)
     with pytest.raises(ArgumentError, match="token out of range"):
         chain.sample_top([4, 5], [1.0, 0.0], 10)
