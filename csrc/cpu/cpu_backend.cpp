@@ -13,10 +13,12 @@ constexpr int64_t kElementGrain = 16384;
 // Rows of x that share a pass over the weights in prefill: their sums fit a core's own cache.
 constexpr int kPrefillRows = 512;
 
-// Rows of weights of one decode task, whole groups of 16: four tasks a thread, for they read long streams, and of large
-// matrices with short rows about 128 KiB or more.
+// Tasks a thread: in decoding few, for they read long streams; in prefill enough that the last is not waited for.
+constexpr int kDecodeTasks = 2, kPrefillTasks = 4;
+
+// Rows of weights of one decode task, whole groups of 16; of large matrices with short rows about 128 KiB or more.
 int64_t decode_task_rows(const Weight& w, int n_threads) {
-  const int64_t some = (128 << 10) / std::max<int64_t>(w.row_bytes(), 1), tasks = 4 * n_threads;
+  const int64_t some = (128 << 10) / std::max<int64_t>(w.row_bytes(), 1), tasks = kDecodeTasks * n_threads;
   return (std::max(some, (w.n_rows + tasks - 1) / tasks) + 15) / 16 * 16;
 }
 
@@ -76,6 +78,7 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
   const auto is_affine = [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; };
   const std::byte* quantized =
       std::ranges::any_of(products, is_affine) ? quantize(a, x, n, n_cols, rows_at_once) : nullptr;
+  const int64_t least_tasks = (decode ? kDecodeTasks : kPrefillTasks) * pool_.n_threads();
   int64_t all_rows = 0;
   for (const Product& p : products) all_rows += p.weight->n_rows;
   std::vector<MatmulTask> tasks;
@@ -86,7 +89,7 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
     int64_t step = decode ? decode_task_rows(*p.weight, pool_.n_threads()) : kernels_.prefill_rows;
     const int64_t least = decode ? 16 : kernels_.panel_rows;
     // Small matrices: smaller tasks, so that every thread has some and the last one is not waited for.
-    while (step > least && (all_rows + step - 1) / step < 4 * pool_.n_threads()) step /= 2;
+    while (step > least && (all_rows + step - 1) / step < least_tasks) step /= 2;
     step = std::max(least, step / least * least);
     for (int first = 0; first < n; first += rows_at_once) {
       const int count = std::min(rows_at_once, n - first);

@@ -40,6 +40,11 @@ struct Search {
   const char* name;
   // F16 to float32; a signalling NaN may become a quiet one.
   void (*halves)(const uint16_t* h, float* y, int64_t n);
+  // float32 that is not NaN to F16 or BF16, to nearest even.
+  void (*to_halves)(const float* x, uint16_t* h, int64_t n);
+  void (*to_bfloats)(const float* x, uint16_t* h, int64_t n);
+  // The largest of the bits of |x|: above those of infinity where there is a NaN.
+  uint32_t (*worst_magnitude)(const float* x, int64_t n);
   // n blocks of 32, w = d * (q - zero), q in 0..2 zero - 1.
   void (*symmetric)(const float* x, const float* importance, int64_t n, int zero, uint16_t* d, uint8_t* q);
   // n blocks of 32, w = d * q + m, q in 0..max_q.

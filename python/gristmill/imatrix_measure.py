@@ -50,7 +50,7 @@ def measure_imatrix(
         raise ArgumentError(f"chunks must have at least one token each, got {n_chunks} of {chunk_size}")
     if not isinstance(model, Model):
         model = load(model, device="cpu", n_ctx=chunk_size, n_threads=n_threads, precise=True)
-    chunks = chunks_of(model, text, chunk_size)[:n_chunks]
+    chunks = chunks_of(model, text, chunk_size, dataset or "the text")[:n_chunks]
     model.engine.observe()
     for i, chunk in enumerate(chunks):
         model.session().forward(chunk, all_logits=process_output)
@@ -64,14 +64,14 @@ def measure_imatrix(
     return Imatrix(entries, (dataset,), len(chunks), chunk_size, Path(dataset or "imatrix"))
 
 
-def chunks_of(model: Model, text: str, chunk_size: int) -> list[Sequence[int]]:
-    """The text's tokens in whole chunks. Raises Error where it does not fill one."""
+def chunks_of(model: Model, text: str, chunk_size: int, source: str = "the text") -> list[Sequence[int]]:
+    """A text's tokens in whole chunks. Raises Error where they fill none; ``source`` names it."""
     tokenizer = model.tokenizer
     ids = tokenizer.encode(text, add_special=True)
     if len(ids) < chunk_size:
         raise Error(
-            f"the text has {len(ids)} tokens of {printable(model.path.name)}, too few for one chunk of "
-            f"{chunk_size}"
+            f"{printable(source)}: has {len(ids)} tokens of {printable(model.path.name)}, too few for one "
+            f"chunk of {chunk_size}"
         )
     chunks: list[Sequence[int]] = []
     for first in range(0, len(ids) - chunk_size + 1, chunk_size):

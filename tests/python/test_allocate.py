@@ -142,7 +142,7 @@ def test_relative_errors_are_of_the_outputs() -> None:
     assert relative_errors(np.zeros((2, 32), np.float32), ["Q4_0"], None, led=False) == [0.0]
 
 
-@pytest.mark.parametrize("by", ["blocks", "tensors", "weights"])
+@pytest.mark.parametrize("by", ["blocks", "tensors", "outputs", "weights"])
 def test_the_size_is_met_and_used(source: Path, tmp_path: Path, by: str) -> None:
     mix = quantize_file(source, tmp_path / "mix.gguf", "Q4_K_M")
     chosen = allocate(source, TEXT, target_bytes=mix.n_bytes, by=by, probe_tokens=128, n_threads=1)
@@ -167,7 +167,7 @@ def test_budgets_that_do_not_do(source: Path) -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             allocate(source, TEXT, by="weights", **budget)
-    with pytest.raises(ArgumentError, match="expected blocks, tensors, weights"):
+    with pytest.raises(ArgumentError, match="expected blocks, tensors, outputs, weights"):
         allocate(source, TEXT, bits_per_weight=5.0, by="folklore")
 
 

@@ -212,7 +212,7 @@ def test_a_truncated_file(measured: Imatrix, tmp_path: Path) -> None:
 
 
 def test_texts_and_chunks_that_do_not_do(model_path: Path) -> None:
-    with pytest.raises(Error, match=r"the text has \d+ tokens of model\.gguf, too few for one chunk of 64"):
+    with pytest.raises(Error, match=r"the text: has \d+ tokens of model\.gguf, too few for one chunk of 64"):
         measure_imatrix(model_path, "the", chunk_size=64)
     with pytest.raises(ArgumentError, match="at least one token"):
         measure_imatrix(model_path, TEXT, chunk_size=0)
@@ -238,7 +238,7 @@ def test_command_line(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "no text is given" in capsys.readouterr().err
     text.write_text("a")
     assert main([*words[:5], "-o", str(tmp_path / "no.gguf")]) == 1
-    assert "too few for one chunk of 512" in capsys.readouterr().err
+    assert "text.txt: has" in capsys.readouterr().err
     assert not (tmp_path / "no.gguf").exists()
 
 

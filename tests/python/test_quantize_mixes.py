@@ -27,6 +27,7 @@ SHAPES = {
     "80 layers": Spec(n_layer=80, n_embd=256, n_head=4, n_head_kv=2, n_ff=256),
     "rows of 80 and 96": Spec(arch="llama", n_layer=3, n_embd=80, n_head=4, n_head_kv=4, n_ff=96, tied=True),
     "every head its own": Spec(arch="llama", n_layer=34, n_embd=256, n_head=4, n_head_kv=4, n_ff=256),
+    "falcon": Spec(arch="falcon", n_layer=34, n_embd=256, n_head=4, n_head_kv=4, n_ff=256),
 }
 
 

@@ -29,6 +29,13 @@ for fmt in quants.formats():
         h[:40] = 0
         for importance in (None, None if fmt.kind == "float" else h):
             digest.update(quants.quantize(x, fmt.name, importance).tobytes())
+        for source, held in (("F32", x), ("F16", x.astype(np.float16)), ("BF16", None)):
+            raw = quants.quantize(x, "BF16") if held is None else held
+            packed = np.empty(7 * fmt.row_bytes(k), np.uint8)
+            _core.convert_rows(raw.view(np.uint8).ravel(), source, fmt.name, k, None, packed)
+            values = quants.dequantize(raw.view(np.uint8), source, x.shape)
+            assert packed.tobytes() == quants.quantize(values, fmt.name).tobytes(), (fmt.name, source)
+            digest.update(packed.tobytes())
     found[fmt.name] = digest.hexdigest()
 print(json.dumps(found))
 """

@@ -20,41 +20,42 @@ inline typename V::T load_kv(const std::byte* p, int64_t i) {
 }
 
 // scores[j * kTile + position] for Q queries and kBlocks blocks of 16 positions: lanes are positions, q is broadcast.
+// What lies `ahead` bytes further is asked of memory meanwhile, in the order of addresses, and into L2: L1 is full.
 template <class V, KvType type, int Q, int kBlocks>
-inline void score_blocks(const std::byte* k, int64_t block_bytes, int head_dim, const float* const* q, float* scores) {
-  constexpr int kVectors = kPositions / V::N;  // of a block
+inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead, int head_dim, const float* const* q,
+                         float* scores) {
+  constexpr int kVectors = kPositions / V::N;                 // of a block
+  constexpr int kDims = type == KvType::Q8_0 ? 32 : 1 << 30;  // that share scales
   typename V::T acc[Q][kBlocks * kVectors];
   for (auto& row : acc)
     for (auto& a : row) a = V::zero();
-  const auto step = [&](const std::byte* p, int64_t at, int dim, typename V::T(&into)[Q][kBlocks* kVectors]) {
-    for (int b = 0; b < kBlocks; ++b) {
-      for (int l = 0; l < kVectors; ++l) {
-        const typename V::T key = load_kv<V, type>(p + b * block_bytes, at + l * V::N);
-        for (int j = 0; j < Q; ++j) {
-          auto& a = into[j][b * kVectors + l];
-          a = V::fma(V::set(q[j][dim]), key, a);
-        }
+  const int64_t step = kBlocks * block_bytes / head_dim;  // bytes of a dimension
+  const std::byte* next = k + ahead;
+  for (int first = 0; first < head_dim; first += kDims, k += 34 * kPositions) {
+    [[maybe_unused]] alignas(64) float scale[kBlocks * kPositions];
+    const std::byte* p = k;
+    if constexpr (type == KvType::Q8_0) {
+      for (int i = 0; i < kBlocks * kVectors; ++i) {
+        const auto* halves = reinterpret_cast<const uint16_t*>(k + i / kVectors * block_bytes);
+        V::store(scale + i * V::N, V::from_half(halves + i % kVectors * V::N));
       }
+      p += 2 * kPositions;
     }
-  };
-  if constexpr (type == KvType::Q8_0) {
-    for (int i = 0; i < head_dim; i += 32, k += 34 * kPositions) {
-      typename V::T part[Q][kBlocks * kVectors];
-      for (auto& row : part)
-        for (auto& a : row) a = V::zero();
-      for (int d = 0; d < 32; ++d) step(k + 2 * kPositions, int64_t(d) * kPositions, i + d, part);
+    const int dims = std::min(head_dim - first, kDims);
+    for (int d = 0; d < dims; ++d, next += step) {
+      for (int64_t at = 0; at < step; at += 64) __builtin_prefetch(next + at, 0, 2);
       for (int b = 0; b < kBlocks; ++b) {
+        const std::byte* block = p + b * block_bytes;
         for (int l = 0; l < kVectors; ++l) {
-          const typename V::T s = V::from_half(reinterpret_cast<const uint16_t*>(k + b * block_bytes) + l * V::N);
+          typename V::T key = load_kv<V, type>(block, int64_t(d) * kPositions + l * V::N);
+          if constexpr (type == KvType::Q8_0) key = V::mul(key, V::load(scale + (b * kVectors + l) * V::N));
           for (int j = 0; j < Q; ++j) {
             auto& a = acc[j][b * kVectors + l];
-            a = V::fma(part[j][b * kVectors + l], s, a);
+            a = V::fma(V::set(q[j][first + d]), key, a);
           }
         }
       }
     }
-  } else {
-    for (int d = 0; d < head_dim; ++d) step(k, int64_t(d) * kPositions, d, acc);
   }
   for (int j = 0; j < Q; ++j)
     for (int i = 0; i < kBlocks * kVectors; ++i) V::store(scores + j * kTile + i * V::N, acc[j][i]);
@@ -62,10 +63,11 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int head_dim, 
 
 // acc[j * head_dim + d] += sum over positions of p[j * kTile + position] * v[position][d], for Q queries.
 template <class V, KvType type, int Q>
-inline void add_values(const std::byte* v, int64_t row_bytes, int n_positions, int head_dim, const float* p,
-                       float* acc) {
+inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int n_positions, int head_dim,
+                       const float* p, float* acc) {
   constexpr int kVectors = V::kValueVectors;
   constexpr int kStep = kVectors * V::N;
+  const std::byte* next = v + ahead;
   int d = 0;
   for (; d + kStep <= head_dim; d += kStep) {
     typename V::T sum[Q][kVectors];
@@ -73,13 +75,16 @@ inline void add_values(const std::byte* v, int64_t row_bytes, int n_positions, i
       for (int i = 0; i < kVectors; ++i) sum[j][i] = V::load(acc + int64_t(j) * head_dim + d + i * V::N);
     for (int t = 0; t < n_positions; ++t) {
       const std::byte* row = v + t * row_bytes;
+      for (int64_t at = 0; at < bytes_of(type, kStep); at += 64) __builtin_prefetch(next + at, 0, 2);
+      next += bytes_of(type, kStep);
+      [[maybe_unused]] typename V::T scale = V::zero();
       for (int i = 0; i < kVectors; ++i) {
         typename V::T value;
         if constexpr (type == KvType::Q8_0) {
           // V::N divides 32, so a vector lies in one block of the row.
           const int at = d + i * V::N;
           const std::byte* block = row + at / 32 * 34;
-          const typename V::T scale = V::set(half_to_float(*reinterpret_cast<const uint16_t*>(block)));
+          if (i == 0 || at % 32 == 0) scale = V::set_half(reinterpret_cast<const uint16_t*>(block));
           value = V::mul(load_kv<V, type>(block + 2, at % 32), scale);
         } else {
           value = load_kv<V, type>(row, d + i * V::N);
@@ -112,21 +117,20 @@ inline void add_values(const std::byte* v, int64_t row_bytes, int n_positions, i
   }
 }
 
-// Calls f.template operator()<Q>(first) for groups of queries: V::kQueries at a time, then what is left.
+// Calls f.template operator()<Q>(first) for groups of at most kMost of n queries, all about as large.
 template <int kMost, class F>
 inline void for_query_groups(int n, const F& f) {
-  int j = 0;
-  for (; j + kMost <= n; j += kMost) f.template operator()<kMost>(j);
-  if constexpr (kMost > 1) {
-    const int rest = n - j;
-    const auto tail = [&]<int Q>(int) { f.template operator()<Q>(j); };
-    if constexpr (kMost > 3) {
-      if (rest == 3) return tail.template operator()<3>(0);
+  const auto one = [&]<int Q>(const auto& self, int q, int first) {
+    if constexpr (Q > 0) {
+      if (q == Q) return f.template operator()<Q>(first);
+      self.template operator()<Q - 1>(self, q, first);
     }
-    if constexpr (kMost > 2) {
-      if (rest == 2) return tail.template operator()<2>(0);
-    }
-    if (rest == 1) tail.template operator()<1>(0);
+  };
+  int groups = (n + kMost - 1) / kMost;
+  for (int first = 0; groups > 0; --groups) {
+    const int q = (n - first + groups - 1) / groups;
+    one.template operator()<kMost>(one, q, first);
+    first += q;
   }
 }
 
@@ -166,30 +170,85 @@ inline void update_softmax(float* scores, int n_visible, float scale, float& max
   sum += V::sum(total);
 }
 
+// A tile of K and of V, for all queries. `more`: another lies behind it, and is asked of memory.
+template <class V, KvType type_k, KvType type_v>
+inline void attend_tile(const AttentionTask& t, int64_t p, const std::byte* k, const std::byte* v, bool more,
+                        float* scores) {
+  const int64_t k_bytes = k_block_bytes(type_k, t.head_dim_k), v_bytes = v_row_bytes(type_v, t.head_dim_v);
+  for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
+    const int64_t ahead = more && j == 0 ? kTile / kPositions * k_bytes : 0;
+    for (int b = 0; b < kTile / kPositions; b += V::kScoreBlocks)
+      score_blocks<V, type_k, Q, V::kScoreBlocks>(k + b * k_bytes, k_bytes, ahead, t.head_dim_k, t.q + j,
+                                                  scores + int64_t(j) * kTile + b * kPositions);
+  });
+  const int n = int(std::min<int64_t>(kTile, t.end - p));
+  for (int j = 0; j < t.n_queries; ++j)
+    update_softmax<V>(scores + int64_t(j) * kTile, int(std::min<int64_t>(n, t.n_visible[j] - p)), t.scale, t.max[j],
+                      t.sum[j], t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
+  for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
+    const int64_t ahead = more && j == 0 ? kTile * v_bytes : 0;
+    add_values<V, type_v, Q>(v, v_bytes, ahead, n, t.head_dim_v, scores + int64_t(j) * kTile,
+                             t.acc + int64_t(j) * t.head_dim_v);
+  });
+}
+
+// Queries from which on a tile is converted to float32 once instead of by each group of them.
+constexpr int kManyQueries = 16;
+
+// A block of K, and a row of V, as float32.
+template <class V, KvType type>
+inline void k_to_float(const std::byte* k, int head_dim, float* out) {
+  for (int d = 0; d < head_dim; ++d) {
+    const std::byte* group = type == KvType::Q8_0 ? k + d / 32 * 34 * kPositions : k;
+    for (int l = 0; l < kPositions; l += V::N, out += V::N) {
+      if constexpr (type == KvType::Q8_0) {
+        const typename V::T scale = V::from_half(reinterpret_cast<const uint16_t*>(group) + l);
+        V::store(out, V::mul(load_kv<V, type>(group + 2 * kPositions, d % 32 * kPositions + l), scale));
+      } else {
+        V::store(out, load_kv<V, type>(group, int64_t(d) * kPositions + l));
+      }
+    }
+  }
+}
+template <class V, KvType type>
+inline void v_to_float(const std::byte* v, int head_dim, float* out) {
+  for (int d = 0; d < head_dim; d += V::N) {
+    if constexpr (type == KvType::Q8_0) {
+      const std::byte* block = v + d / 32 * 34;
+      const typename V::T scale = V::set_half(reinterpret_cast<const uint16_t*>(block));
+      V::store(out + d, V::mul(load_kv<V, type>(block + 2, d % 32), scale));
+    } else {
+      V::store(out + d, load_kv<V, type>(v, d));
+    }
+  }
+}
+
 template <class V, KvType type_k, KvType type_v>
 void attend(const AttentionTask& t) {
   const int64_t k_bytes = k_block_bytes(type_k, t.head_dim_k), v_bytes = v_row_bytes(type_v, t.head_dim_v);
-  float* scores = reinterpret_cast<float*>(thread_scratch(size_t(t.n_queries) * kTile * sizeof(float)));
+  const int64_t n_scores = int64_t(t.n_queries) * kTile, k_floats = kTile * t.head_dim_k;
+  constexpr bool kFloats = type_k == KvType::F32 && type_v == KvType::F32;
+  const bool convert = !kFloats && t.n_queries >= kManyQueries && t.head_dim_v % V::N == 0;
+  const int64_t n_floats = n_scores + (convert ? k_floats + kTile * t.head_dim_v : 0);
+  float* scores = reinterpret_cast<float*>(thread_scratch(size_t(n_floats) * sizeof(float)));
+  float *k_tile = scores + n_scores, *v_tile = k_tile + k_floats;
   for (int j = 0; j < t.n_queries; ++j) {
     t.max[j] = -std::numeric_limits<float>::infinity();
     t.sum[j] = 0.0f;
   }
   std::fill(t.acc, t.acc + int64_t(t.n_queries) * t.head_dim_v, 0.0f);
   for (int64_t p = t.begin; p < t.end; p += kTile) {
-    const std::byte* k = t.k + p / kPositions * k_bytes;
-    for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-      for (int b = 0; b < kTile / kPositions; b += V::kScoreBlocks)
-        score_blocks<V, type_k, Q, V::kScoreBlocks>(k + b * k_bytes, k_bytes, t.head_dim_k, t.q + j,
-                                                    scores + int64_t(j) * kTile + b * kPositions);
-    });
-    const int n = int(std::min<int64_t>(kTile, t.end - p));
-    for (int j = 0; j < t.n_queries; ++j)
-      update_softmax<V>(scores + int64_t(j) * kTile, int(std::min<int64_t>(n, t.n_visible[j] - p)), t.scale, t.max[j],
-                        t.sum[j], t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
-    for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-      add_values<V, type_v, Q>(t.v + p * v_bytes, v_bytes, n, t.head_dim_v, scores + int64_t(j) * kTile,
-                               t.acc + int64_t(j) * t.head_dim_v);
-    });
+    const std::byte *k = t.k + p / kPositions * k_bytes, *v = t.v + p * v_bytes;
+    if (!convert) {
+      attend_tile<V, type_k, type_v>(t, p, k, v, p + kTile < t.end, scores);
+      continue;
+    }
+    for (int b = 0; b < kTile / kPositions; ++b)
+      k_to_float<V, type_k>(k + b * k_bytes, t.head_dim_k, k_tile + b * kPositions * t.head_dim_k);
+    for (int i = 0; i < std::min<int64_t>(kTile, t.end - p); ++i)
+      v_to_float<V, type_v>(v + i * v_bytes, t.head_dim_v, v_tile + i * t.head_dim_v);
+    attend_tile<V, KvType::F32, KvType::F32>(t, p, reinterpret_cast<const std::byte*>(k_tile),
+                                             reinterpret_cast<const std::byte*>(v_tile), false, scores);
   }
 }
 

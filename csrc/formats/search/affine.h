@@ -208,7 +208,7 @@ struct AffineState {
 };
 
 inline void fit_affine_batch(const Batch& batch, AffineSpec spec, AffineSuperBlock* out) {
-  const int groups = batch.joined, n_blocks = batch.n / groups;
+  const int groups = batch.joined, n_blocks = batch.n / groups < kSuperBlocks ? batch.n / groups : kSuperBlocks;
   alignas(64) float scales[kGroups], mins[kGroups], d[kGroups], dmin[kGroups];
   for (int v = 0; v < kGroups; v += kLanes) {
     const Line line = fit({batch.x + v, batch.share + v, batch.size, all(float(spec.max_q))}, false);
@@ -266,15 +266,16 @@ inline void fit_affine_batch(const Batch& batch, AffineSpec spec, AffineSuperBlo
       scales[b * groups + g] = batch.from_half(b, out[b].d) * float(out[b].scale[g]);
       mins[b * groups + g] = -(batch.from_half(b, out[b].dmin) * float(out[b].min[g]));
     }
-  alignas(64) uint8_t levels[32 * kGroups];
+  alignas(64) uint8_t levels[32 * kGroups], ordered[32 * kGroups];
   for (int v = 0; v < kGroups; v += kLanes) {
     const AffineGroups g = {nullptr, nullptr, 0, all(float(spec.max_q))};
     const F inverse = reciprocal_each(load(scales + v)), min = load(mins + v);
     for (int i = 0; i < batch.size; ++i)
       store_bytes(levels + kGroups * i + v, round_to(g, load(batch.x + kGroups * i + v), inverse, min));
   }
-  for (int g = 0; g < batch.n; ++g)
-    if (!batch.is_zero[g / groups]) gather_levels(levels, batch.size, g, out[g / groups].q + (g % groups) * batch.size);
+  in_order(levels, batch.size, ordered);
+  for (int b = 0; b < n_blocks; ++b)
+    if (!batch.is_zero[b]) std::memcpy(out[b].q, ordered + 256 * b, 256);
 }
 
 inline void affine_super(const float* x, const float* importance, int64_t n, AffineSpec spec, AffineSuperBlock* out) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cfloat>
+#include <cstring>
 
 #include "formats/rounding.h"
 #include "formats/search.h"
@@ -13,6 +14,7 @@ namespace gristmill::formats {
 namespace {
 
 constexpr int kGroups = 16;
+constexpr int kSuperBlocks = 32 * kGroups / 256;  // at most, in one batch
 
 inline F nearest_each(F v, F low, F high) { return (max_each(min_each(v, high), low) + 0x1.8p23f) - 0x1.8p23f; }
 // 1 / v; 0 where that is no finite number.
@@ -92,7 +94,10 @@ struct Batch {
 
  private:
   void spread(const float* from, float* to) const {
-    for (int g = 0; g < n; ++g)
+    const int whole = n / 4 * 4;
+    for (int g = 0; g < whole; g += 4)
+      for (int i = 0; i < size; i += 4) transpose_floats(from + g * size + i, size, to + kGroups * i + g, kGroups);
+    for (int g = whole; g < n; ++g)
       for (int i = 0; i < size; ++i) to[kGroups * i + g] = from[g * size + i];
     for (int g = n; g < kGroups; ++g)
       for (int i = 0; i < size; ++i) to[kGroups * i + g] = 0.0f;
@@ -127,9 +132,9 @@ struct Batch {
   }
 };
 
-// Levels of the batch as bytes [size, kGroups] to the order of the weights.
-inline void gather_levels(const uint8_t* levels, int size, int g, uint8_t* q) {
-  for (int i = 0; i < size; ++i) q[i] = levels[kGroups * i + g];
+// Levels of a batch as bytes [size, kGroups] to the order of the weights, [kGroups, size].
+inline void in_order(const uint8_t* levels, int size, uint8_t* q) {
+  for (int i = 0; i < size; i += 16) transpose_bytes(levels + kGroups * i, q + i, size);
 }
 
 // The value of block b in each of its lanes.

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "formats/search/transpose_x86.h"
+
 namespace gristmill::formats {
 namespace {
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "formats/search/transpose_x86.h"
+
 namespace gristmill::formats {
 namespace {
 

@@ -45,6 +45,17 @@ inline void store_bytes(uint8_t* p, F v) {
   for (int i = 0; i < kLanes; ++i) p[i] = uint8_t(int32_t(v[i]));
 }
 
+// to[j][i] = from[i][j] of 4 x 4 floats
+inline void transpose_floats(const float* from, int from_stride, float* to, int to_stride) {
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) to[to_stride * j + i] = from[from_stride * i + j];
+}
+// to[j][i] = from[i][j] of 16 x 16 bytes, those of from without gaps
+inline void transpose_bytes(const uint8_t* from, uint8_t* to, int to_stride) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 16; ++j) to[to_stride * j + i] = from[16 * i + j];
+}
+
 inline I add_where(M m, I v, int n) { return v + (m & (n - I{})); }
 inline F to_float(I v) { return __builtin_convertvector(v, F); }
 // table[v] of sixteen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from gristmill.cli.inputs import read_text
 from gristmill.cli.parser import UsageError
 from gristmill.cli.perplexity import add_window_flags, n_windows, window_text
 from gristmill.errors import Error
+from gristmill.whole_file import check_writable, whole_file
 
 if TYPE_CHECKING:
     from gristmill.lab.comparison import CompareResult
@@ -157,7 +157,8 @@ def _write(args: argparse.Namespace, result: CompareResult) -> None:
     if args.html is not None:
         from gristmill.lab.comparison_html import as_html
 
-        write_whole(Path(args.html), as_html(result))
+        with whole_file(Path(args.html)) as partial:
+            partial.write_text(as_html(result), encoding="utf-8")
     if args.plot is not None:
         from gristmill.lab.plot import plot_comparison
 
@@ -169,22 +170,3 @@ def _prompts(name: str) -> list[str]:
     if not prompts:
         raise Error(f"{name}: holds no prompts, one a line")
     return prompts
-
-
-def check_writable(path: Path) -> None:
-    """Raises OSError where ``path`` cannot be written, before hours are spent on what goes there."""
-    path.parent.stat()
-    if path.is_dir():
-        raise IsADirectoryError(21, os.strerror(21), str(path))
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(13, os.strerror(13), str(path))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes beside ``path`` and renames when whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ from gristmill.cli import add_command, output
 from gristmill.cli.flags import integer
 from gristmill.cli.inputs import model_path, read_text
 from gristmill.cli.parser import UsageError
-from gristmill.cli.quantize import progress_bar
+from gristmill.cli.quantize import progress_bar, says_interrupted
+from gristmill.whole_file import check_writable
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -40,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
     """Measures, writes the file and returns the exit status."""
     if args.file is None:
         raise UsageError("no text is given: gristmill imatrix -m FILE -f TEXT")
+    check_writable(Path(args.output))
     text = read_text(args.file)
     from gristmill.imatrix_measure import measure_imatrix
 
-    with progress_bar(quiet=args.quiet, unit="chunks") as progress:
+    with says_interrupted(), progress_bar(quiet=args.quiet, unit="chunks") as progress:
         imatrix = measure_imatrix(
             model_path(args),
             text,

@@ -14,6 +14,7 @@ from gristmill.cli import add_command, output
 from gristmill.cli.flags import integer
 from gristmill.cli.inputs import read_text
 from gristmill.cli.parser import UsageError
+from gristmill.whole_file import check_writable
 
 if TYPE_CHECKING:
     from gristmill.quantize_file import Progress, QuantizeReport
@@ -72,10 +73,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--sensitivity",
-        choices=("blocks", "tensors", "weights"),
+        choices=("blocks", "tensors", "outputs", "weights"),
         default="blocks",
         help="what choices rest on: the model's divergence with each layer and each kind of matrix \n"
-        "quantized alone (default), with each matrix (slower), or the weights' error without measuring",
+        "quantized alone (default), with each matrix (slower), or the error of the matrices' outputs, \n"
+        "absolute or relative (outputs, weights), without measuring",
     )
     parser.add_argument("--dry-run", action="store_true", help="write nothing; show what would be")
     parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
@@ -109,6 +111,11 @@ def positive(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Quantizes, reports and returns the exit status."""
+    with says_interrupted():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from gristmill.quantize_file import quantize_file
 
     allocation = _allocate(args)
@@ -159,6 +166,7 @@ def _allocate(args: argparse.Namespace) -> Allocation | None:
         raise UsageError("a text to measure on is needed: --target-size 17.5GB -f TEXT")
     if args.tensor_type or args.pure or args.output_tensor_type or args.token_embedding_type:
         raise UsageError("with a size, every matrix's type is chosen; flags that set types do not go with it")
+    check_writable(Path(args.output))
     text = read_text(args.file)
     from gristmill.imatrix import Imatrix
     from gristmill.quantizing.allocate import allocate
@@ -174,6 +182,7 @@ def _allocate(args: argparse.Namespace) -> Allocation | None:
             probe_tokens=args.probe_tokens,
             n_threads=args.threads,
             folder=Path(args.output).parent,
+            text_name=args.file,
             progress=progress,
         )
 
@@ -185,7 +194,7 @@ def _explain(allocation: Allocation) -> None:
         kinds.setdefault(c.name.removesuffix(".weight").rpartition(".")[2], Counter())[c.type] += 1
     for kind, types in kinds.items():
         output.note(output.one_line(f"  {kind:<12} {', '.join(f'{n} {t}' for t, n in types.most_common())}"))
-    if allocation.by != "weights":
+    if allocation.by in ("blocks", "tensors"):
         dear = sorted(allocation.chosen, key=lambda c: c.sensitivity, reverse=True)[:5]
         named = ", ".join(f"{c.name.removesuffix('.weight')} ({c.type})" for c in dear)
         output.note(output.one_line(f"  most sensitive: {named}"))
@@ -212,6 +221,16 @@ def _tell(report: QuantizeReport, *, dry_run: bool) -> None:
             + ("; nothing was written]" if dry_run else f", {report.seconds:.1f} s]")
         )
     )
+
+
+@contextlib.contextmanager
+def says_interrupted() -> Iterator[None]:
+    """Ctrl-C shows as one line, before its exit status."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.note("[interrupted]")
+        raise
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from gristmill.lab.chart import (
     tick_text,
 )
 from gristmill.lab.comparison import CompareResult
+from gristmill.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,15 +118,11 @@ def figure(path: Path, theme: str, width: float, height: float) -> Iterator[tupl
 
 
 def write_figure(fig: Figure, path: Path) -> None:
-    """Writes the picture beside ``path`` and renames it when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Writes the picture, whole or not at all."""
     kind = path.suffix.lower().removeprefix(".")
     metadata = {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {}
-    try:
+    with whole_file(path) as partial:
         fig.savefig(partial, format=kind, metadata=metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _matplotlib() -> Any:

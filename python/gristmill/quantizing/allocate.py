@@ -24,7 +24,7 @@ from gristmill.quantize_file import quantize_file
 from gristmill.quantizing.knapsack import solve
 from gristmill.quantizing.mixes import MIXES, file_order, fits, may_quantize
 from gristmill.quantizing.sensitivity import blocks_of, probe, shared_out
-from gristmill.quantizing.weight_error import relative_errors, sample_rows
+from gristmill.quantizing.weight_error import output_power, relative_errors, sample_rows
 
 CANDIDATES = (
     "Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "F16",
@@ -32,7 +32,7 @@ CANDIDATES = (
 """The types among which a matrix gets one, as far as they can hold its rows."""
 
 PROBE_TYPE = "Q4_0"  # what nearly every row can be held in, and coarse enough to stand out of rounding noise
-METHODS = ("blocks", "tensors", "weights")
+METHODS = ("blocks", "tensors", "outputs", "weights")
 WINDOW = 128  # tokens that are read in one context while probing
 
 
@@ -79,6 +79,7 @@ def allocate(
     candidates: Sequence[str] = CANDIDATES,
     n_threads: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    text_name: str = "the text",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Allocation:
     """Choose a type for every matrix of ``source``.
@@ -90,9 +91,11 @@ def allocate(
         imatrix: input channels' importances, which the file will be quantized with. Without one they are
             measured on ``text``, only to weigh errors with.
         by: what sensitivities rest on. "blocks": the model's divergence with each layer, and each kind of
-            matrix over all layers, quantized alone. "tensors": the same with each matrix. "weights": none is
-            measured, and every matrix counts as equally sensitive to its relative error.
+            matrix over all layers, quantized alone. "tensors": the same with each matrix. "outputs",
+            "weights": nothing is measured but the inputs' importance; what counts is the squared error of a
+            matrix's outputs, or its ratio to their square. Then ``expected`` is that, and no divergence.
         probe_tokens: tokens of ``text`` on which divergence is measured.
+        text_name: what messages call the text.
         folder: where the probes' quantized copy of the model lies meanwhile (default: the system's).
 
     Raises:
@@ -116,7 +119,7 @@ def allocate(
             name: [n_bytes(file.tensors[name].n_elements, type) for type in choices[name]] for name in names
         }
         _check_budget(source, sizes, budget)
-        windows = _windows(source, text, probe_tokens, n_threads)
+        windows = _windows(source, text, text_name, probe_tokens, n_threads)
         measured = imatrix or measure_imatrix(
             source, text, chunk_size=WINDOW, n_chunks=16, process_output=True, n_threads=n_threads,
             progress=progress,
@@ -126,17 +129,17 @@ def allocate(
         }
         errors: dict[str, list[float]] = {}
         probe_errors: dict[str, float] = {}
+        power: dict[str, float] = {}
         for i, name in enumerate(names):
             tested = [*choices[name], probes[name]]
+            rows, channels = sample_rows(file, file.tensors[name]), measured.channels(name)
             *errors[name], probe_errors[name] = relative_errors(
-                sample_rows(file, file.tensors[name]),
-                tested,
-                measured.channels(name),
-                led=imatrix is not None,
+                rows, tested, channels, led=imatrix is not None
             )
+            power[name] = output_power(rows, channels) * file.tensors[name].n_elements / rows.shape[1]
             if progress is not None:
                 progress(f"errors of {name}", i + 1, len(names))
-    if by != "weights":
+    if by in ("blocks", "tensors"):
         groups = blocks_of(names) if by == "blocks" else {name: [name] for name in names}
         with tempfile.TemporaryDirectory(dir=folder, prefix="gristmill-") as temporary:
             quantized = Path(temporary) / "probe.gguf"
@@ -154,7 +157,7 @@ def allocate(
             harm = shared_out(names, harm, probe_errors)
         sensitivity = {n: harm[n] / probe_errors[n] if probe_errors[n] > 0 else 0.0 for n in names}
     else:
-        sensitivity = dict.fromkeys(names, 1.0)
+        sensitivity = power if by == "outputs" else dict.fromkeys(names, 1.0)
     costs = [[sensitivity[name] * e for e in errors[name]] for name in names]
     solution = solve([sizes[name] for name in names], costs, budget)
     chosen = tuple(
@@ -195,11 +198,15 @@ def _check_budget(source: Path, sizes: dict[str, list[int]], budget: int) -> Non
         )
 
 
-def _windows(source: Path, text: str, probe_tokens: int, n_threads: int | None) -> list[Sequence[int]]:
+def _windows(
+    source: Path, text: str, name: str, probe_tokens: int, n_threads: int | None
+) -> list[Sequence[int]]:
     model = load(source, n_ctx=WINDOW, n_threads=n_threads, precise=True)
-    chunks = chunks_of(model, text, WINDOW)[: max(1, probe_tokens // WINDOW)]
+    chunks = chunks_of(model, text, WINDOW, name)[: max(1, probe_tokens // WINDOW)]
     if len(chunks) * WINDOW < probe_tokens - WINDOW:
-        raise Error(f"the text gives {len(chunks) * WINDOW} tokens, too few to measure on {probe_tokens}")
+        raise Error(
+            f"{printable(name)}: gives {len(chunks) * WINDOW} tokens, too few to measure on {probe_tokens}"
+        )
     return chunks
 
 

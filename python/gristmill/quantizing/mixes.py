@@ -1,8 +1,8 @@
 """Mixes: what a name like Q4_K_M means for every tensor of a file.
 
 The choices and the fallbacks for rows that do not divide into blocks are llama.cpp's
-(``src/llama-quant.cpp``), so that a file is what a user expects of that name. Rules there for formats or
-architectures that gristmill does not have (falcon, GLM5-next) are left out.
+(``src/llama-quant.cpp``), so that a file is what a user expects of that name. Rules there for formats that
+gristmill does not have are left out, and those for the architecture GLM5-next.
 """
 
 from __future__ import annotations
@@ -214,6 +214,7 @@ class _Rules:
     def __init__(self, mix: str, facts: ModelFacts, names: list[str], has_imatrix: bool) -> None:
         self._mix, self._facts, self._has_imatrix = mix, facts, has_imatrix
         self._base = MIXES[mix].base
+        self._falcon = facts.arch == "falcon"
         self._tied = "output.weight" not in names
         self._n_values = sum(_part(name) in _VALUES for name in names)
         self._i_values = self._i_down = 0
@@ -222,7 +223,8 @@ class _Rules:
         if name == "output.weight" or (
             self._tied and name in {"token_embd.weight", "per_layer_token_embd.weight"}
         ):
-            return "Q8_0" if self._base == "Q8_0" or not fits(self._base, n_cols) else "Q6_K"
+            wide = self._base == "Q8_0" or self._falcon or not fits(self._base, n_cols)
+            return "Q8_0" if wide else "Q6_K"
         part = _part(name)
         if part in _VALUES:
             self._i_values += 1
@@ -262,21 +264,27 @@ class _Rules:
         match self._mix:
             case "Q2_K":
                 return "Q3_K"
+            case "Q3_K_M" if i >= n // 16 and self._falcon and not _sensitive(i, n):
+                return "Q3_K"
             case "Q3_K_M":
                 return "Q5_K" if i < n // 16 else "Q4_K"
             case "Q3_K_L":
-                return "Q5_K"
+                return "Q4_K" if self._falcon else "Q5_K"
+            case "Q4_K_M" if self._falcon:
+                return "Q6_K" if i < n // 16 else "Q5_K" if _sensitive(i, n) else "Q4_K"
             case "Q4_K_M" | "Q5_K_M" if _sensitive(i, n):
                 return "Q6_K"
             case "IQ4_NL" | "IQ4_XS" if first and not self._has_imatrix:
                 return "Q5_K"
-            case "Q4_K_S" if first:
+            case "Q4_K_S" if first and not self._falcon:
                 return "Q5_K"
             case "Q4_0" | "Q5_0" if first and self._has_imatrix:
                 return "Q4_1" if self._mix == "Q4_0" else "Q5_1"
         return self._base
 
     def _output(self) -> str:
+        if self._falcon:
+            return "Q4_K" if self._mix == "Q3_K_L" else self._base
         if self._facts.n_expert == 8:
             return self._base if self._mix in _NO_EXPERT_RULE else "Q5_K"
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(self._mix, self._base)

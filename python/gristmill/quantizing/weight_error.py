@@ -36,6 +36,12 @@ def sample_rows(file: GGUFFile, tensor: TensorInfo) -> npt.NDArray[np.float32]:
     return values
 
 
+def output_power(rows: npt.NDArray[np.float32], channels: npt.NDArray[np.float32] | None) -> float:
+    """Mean over ``rows`` of the square of their outputs: sum of h w^2 over the channels."""
+    h = np.ones(rows.shape[1]) if channels is None else channels.astype(np.float64)
+    return float((np.square(rows, dtype=np.float64) @ h).sum()) / len(rows)
+
+
 def relative_errors(
     rows: npt.NDArray[np.float32],
     types: Sequence[str],
@@ -49,7 +55,7 @@ def relative_errors(
     the quantizer is given ``channels`` too, as it is where an importance matrix goes with the file.
     """
     h = np.ones(rows.shape[1]) if channels is None else channels.astype(np.float64)
-    whole = float((np.square(rows, dtype=np.float64) @ h).sum())
+    whole = output_power(rows, channels) * len(rows)
     errors: list[float] = []
     for type in types:
         format = format_named(type)

@@ -10,20 +10,20 @@ namespace {
 struct Set {
   using Vec = Avx2Vec;
   static constexpr const char* kName = "avx2";
-  static constexpr int kPrefillRows = kPanels * cpu::kPanelRows, kPanelRows = kPrefillRows, kActivationGroup = 32;
-  static constexpr auto activation_bytes = cpu::activation_bytes;
-  static constexpr auto quantize_activations = cpu::quantize_activations;
-  // 15 bits in every pass.
-  template <Pass>
+  static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows), kActivationGroup = 32;
+  template <Pass kPass>
   static constexpr Activations activations() {
-    return row_activations<Set>();
+    if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<BytePiece>, quantize_tile<BytePiece>};
+    if constexpr (kPass == Pass::kPrecisePrefill)
+      return {15, kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece>};
+    return {15, kTileTokens, decode_bytes, quantize_decode_tile};
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
     if constexpr (kPass == Pass::kDecode) {
       decode_affine<Format>(task);
     } else {
-      prefill_affine<Format>(task);
+      prefill_affine<Format, kPass>(task);
     }
   }
 };

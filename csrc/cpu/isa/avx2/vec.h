@@ -49,6 +49,7 @@ struct Avx2Vec {
   static T from_half(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  static T set_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_set1_epi16(int16_t(*p))); }
   static T from_bf16(const uint16_t* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));

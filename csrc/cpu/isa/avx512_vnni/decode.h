@@ -16,49 +16,72 @@ inline int64_t lane_distance(int64_t left, int64_t row_bytes) {
   return distance;
 }
 
-template <class Layout, int T>
-inline void decode_panel(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
-  constexpr int kMostTiles = T == 1 ? 1 : (kDecodeRows + T - 1) / T;
-  const Weight& w = *task.w;
-  const int64_t m = w.n_rows, tiles = n_tiles(task.n, T);
-  const auto* x = reinterpret_cast<const TilePiece<2, T>*>(task.x);
-  alignas(64) PanelSums<T> sums[kMostTiles] = {};
-  for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += tiles) {
-    const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
-    if constexpr (T == 1) {
-      TokenSink<Layout> sink(x[0]);
-      unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, sink);
-      sink.add_to(sums[0]);
-    } else {
-      unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
-      for (int64_t tile = 0; tile < tiles; ++tile)
-        multiply_tile<Layout, 2, 1, T>(&panel, x[tile].group, int((n_k + 31) / 32), &sums[tile]);
-    }
+// y of a panel's rows r, r + distance, ... for token t.
+inline void store_rows(const MatmulTask& task, int t, int64_t r, int n_rows, int64_t distance, const float* sums) {
+  float* y = task.y + t * task.w->n_rows + r;
+  if (!task.bias) {
+    for (int i = 0; i < n_rows; ++i) y[i * distance] = sums[i];
+  } else {
+    for (int i = 0; i < n_rows; ++i) y[i * distance] = sums[i] + task.bias[r + i * distance];
   }
-  for (int t = 0; t < task.n; ++t)
-    for (int i = 0; i < n_rows; ++i) {
-      const int64_t row = r + i * distance;
-      task.y[t * m + row] = sums[t / T][t % T][i] + (task.bias ? task.bias[row] : 0.0f);
-    }
 }
 
-template <class Layout, int T>
-inline void decode_rows(const MatmulTask& task, Panel& panel) {
-  for (int64_t r = task.row_begin; r < task.row_end;) {
-    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes());
-    const int n_rows = int(std::min<int64_t>(kPanelRows, left));
-    for (int64_t i = 0; i < distance; ++i) decode_panel<Layout, T>(task, r + i, n_rows, distance, panel);
-    r += n_rows * distance;
+template <class Layout>
+inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t distance) {
+  const Weight& w = *task.w;
+  const auto* x = reinterpret_cast<const TilePiece<2, 1>*>(task.x);
+  alignas(64) PanelSums<1> sums = {};
+  for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, ++x) {
+    const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
+    if (!kHasParts<Layout> || n_k == kPieceK) {
+      TokenSink<Layout> sink(x->group);
+      unpack_blocks<Layout>(w, r, n_rows, distance, k0, n_k, sink);
+      sink.add_to(sums);
+    } else if constexpr (kHasParts<Layout>) {
+      for (int64_t k = 0; k < n_k; k += kPartK) {
+        TokenSink<Layout, kPartK> sink(x->group + k / 32);
+        unpack_blocks<Layout, kPartBlocks<Layout>>(w, r, n_rows, distance, k0 + k, std::min<int64_t>(kPartK, n_k - k),
+                                                   sink);
+        sink.add_to(sums);
+      }
+    }
   }
+  store_rows(task, 0, r, n_rows, distance, sums[0]);
+}
+
+// Two to eight tokens: one tile or two.
+template <class Layout, int kTiles>
+inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
+  constexpr int T = kTileTokens;
+  const Weight& w = *task.w;
+  const auto* x = reinterpret_cast<const TilePiece<2, T>*>(task.x);
+  alignas(64) PanelSums<T> sums[kTiles] = {};
+  for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += kTiles) {
+    const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
+    unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
+    multiply_tile<Layout, 2, 1, T, kTiles>(&panel, x, int((n_k + 31) / 32), sums);
+  }
+  for (int t = 0; t < task.n; ++t) store_rows(task, t, r, n_rows, distance, sums[t / T][t % T]);
 }
 
 template <class Format>
 void decode_affine(const MatmulTask& task) {
+  using Layout = PanelLayout<Format>;
+  static_assert(kDecodeRows == 2 * kTileTokens);
   Panel panel;
-  if (task.n == 1) {
-    decode_rows<PanelLayout<Format>, 1>(task, panel);
-  } else {
-    decode_rows<PanelLayout<Format>, kTileTokens>(task, panel);
+  for (int64_t r = task.row_begin; r < task.row_end;) {
+    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes());
+    const int n_rows = int(std::min<int64_t>(kPanelRows, left));
+    for (int64_t i = r; i < r + distance; ++i) {
+      if (task.n == 1) {
+        decode_token<Layout>(task, i, n_rows, distance);
+      } else if (task.n <= kTileTokens) {
+        decode_tiles<Layout, 1>(task, i, n_rows, distance, panel);
+      } else {
+        decode_tiles<Layout, 2>(task, i, n_rows, distance, panel);
+      }
+    }
+    r += n_rows * distance;
   }
 }
 

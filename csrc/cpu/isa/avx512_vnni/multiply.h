@@ -47,33 +47,37 @@ inline void set_half_sums(const TileGroup<kPlanes, T>& x, float (&halves)[2][T])
     }
 }
 
-// Products of the groups' integers, then scales: sums += panels . tile over n_groups groups of 32 k.
-template <class Layout, int kPlanes, int P, int T>
-inline void multiply_tile(const Panel* panels, const TileGroup<kPlanes, T>* groups, int n_groups, PanelSums<T>* sums) {
-  constexpr int kGroup = Layout::kGroup, kHalves = 32 / kGroup;
-  __m512 s[P][T];
+// Products of the groups' integers, then scales: sums[tile * P + panel] += panel . tile over n_groups groups of 32 k.
+// More tokens at once are more sums that do not wait for each other.
+template <class Layout, int kPlanes, int P, int T, int kTiles = 1>
+inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tiles, int n_groups, PanelSums<T>* sums) {
+  constexpr int kGroup = Layout::kGroup, kHalves = 32 / kGroup, N = T * kTiles;
+  __m512 s[P][N];
 #pragma GCC unroll 16
-  for (int i = 0; i < P * T; ++i) s[i / T][i % T] = _mm512_load_ps(sums[i / T][i % T]);
-  [[maybe_unused]] int32_t offsets[kPieceGroups][kHalves][kPlanes][T];
-  if constexpr (Layout::kZero != 0) set_offsets<Layout>(groups, n_groups, offsets);
+  for (int i = 0; i < P * N; ++i) s[i / N][i % N] = _mm512_load_ps(sums[i % N / T * P + i / N][i % T]);
+  [[maybe_unused]] int32_t offsets[kTiles][kPieceGroups][kHalves][kPlanes][T];
+  if constexpr (Layout::kZero != 0)
+    for (int i = 0; i < kTiles; ++i) set_offsets<Layout>(tiles[i].group, n_groups, offsets[i]);
   for (int g = 0; g < n_groups; ++g) {
-    const TileGroup<kPlanes, T>& x = groups[g];
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const TileGroup<kPlanes, T>& x = tiles[tile].group[g];
 #pragma GCC unroll 4
-    for (size_t i = 0; i < sizeof x; i += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(&x) + sizeof(TilePiece<kPlanes, T>) + i, _MM_HINT_T0);
+      for (size_t i = 0; i < sizeof x; i += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(&x) + kTiles * sizeof(TilePiece<kPlanes, T>) + i, _MM_HINT_T0);
+    }
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
       // Where registers allow, each plane has sums of its own: fewer waits for the sum before.
-      constexpr int kChains = P * T <= 4 ? kPlanes : 1;
-      __m512i acc[kChains][P][T];
+      constexpr int kChains = P * N <= 8 ? kPlanes : 1;
+      __m512i acc[kChains][P][N];
 #pragma GCC unroll 2
       for (int plane = 0; plane < kPlanes; plane += kChains) {
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 8
+        for (int t = 0; t < N; ++t)
 #pragma GCC unroll 2
           for (int chain = 0; chain < kChains; ++chain) {
-            const __m512i start =
-                Layout::kZero != 0 ? _mm512_set1_epi32(offsets[g][h][plane + chain][t]) : _mm512_setzero_si512();
+            const __m512i start = Layout::kZero != 0 ? _mm512_set1_epi32(offsets[t / T][g][h][plane + chain][t % T])
+                                                     : _mm512_setzero_si512();
 #pragma GCC unroll 3
             for (int p = 0; p < P; ++p) {
               __m512i& sum = acc[chain][p][t];
@@ -90,11 +94,11 @@ inline void multiply_tile(const Panel* panels, const TileGroup<kPlanes, T>* grou
           __m512i u[P];
 #pragma GCC unroll 3
           for (int p = 0; p < P; ++p) u[p] = _mm512_load_si512(panels[p].u[8 * g + i]);
-#pragma GCC unroll 4
-          for (int t = 0; t < T; ++t)
+#pragma GCC unroll 8
+          for (int t = 0; t < N; ++t)
 #pragma GCC unroll 2
             for (int chain = 0; chain < kChains; ++chain) {
-              const __m512i four = broadcast4(x.q[plane + chain][i][t]);
+              const __m512i four = broadcast4(tiles[t / T].group[g].q[plane + chain][i][t % T]);
 #pragma GCC unroll 3
               for (int p = 0; p < P; ++p) acc[chain][p][t] = _mm512_dpbusd_epi32(acc[chain][p][t], u[p], four);
             }
@@ -103,54 +107,57 @@ inline void multiply_tile(const Panel* panels, const TileGroup<kPlanes, T>* grou
 #pragma GCC unroll 3
       for (int p = 0; p < P; ++p) {
         const __m512 scale = _mm512_load_ps(panels[p].scale[kHalves * g + h]);
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 8
+        for (int t = 0; t < N; ++t) {
           const __m512i sum = kChains == 2
                                   ? _mm512_add_epi32(_mm512_slli_epi32(acc[0][p][t], 7), acc[kChains - 1][p][t])
                                   : acc[0][p][t];
-          s[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[t])), s[p][t]);
+          const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(tiles[t / T].group[g].scale[t % T]));
+          s[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), both, s[p][t]);
         }
       }
     }
     if constexpr (Layout::kHasMin) {
       constexpr int kMinHalves = 32 / Layout::kMinGroup;
-      float halves[2][T];
-      if constexpr (kMinHalves == 2) set_half_sums(x, halves);
+      float halves[kTiles][2][T];
+      if constexpr (kMinHalves == 2)
+        for (int i = 0; i < kTiles; ++i) set_half_sums(tiles[i].group[g], halves[i]);
 #pragma GCC unroll 2
-      for (int h = 0; h < kMinHalves; ++h) {
-        const float* sum = kMinHalves == 2 ? halves[h] : x.sum;
+      for (int h = 0; h < kMinHalves; ++h)
 #pragma GCC unroll 3
         for (int p = 0; p < P; ++p) {
           const __m512 minimum = _mm512_load_ps(panels[p].minimum[kMinHalves * g + h]);
-#pragma GCC unroll 4
-          for (int t = 0; t < T; ++t) s[p][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum[t]), s[p][t]);
+#pragma GCC unroll 8
+          for (int t = 0; t < N; ++t) {
+            const float sum = kMinHalves == 2 ? halves[t / T][h][t % T] : tiles[t / T].group[g].sum[t % T];
+            s[p][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum), s[p][t]);
+          }
         }
-      }
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < P * T; ++i) _mm512_store_ps(sums[i / T][i % T], s[i / T][i % T]);
+  for (int i = 0; i < P * N; ++i) _mm512_store_ps(sums[i % N / T * P + i / N][i % T], s[i / N][i % N]);
 }
 
-// A sink that multiplies weights with one token as they come and keeps none: its sums stay in registers, and are added
-// in the order of multiply_tile.
-template <class Layout>
+// A sink that multiplies kK weights with one token as they come and keeps none: its sums stay in registers, and are
+// added in the order of multiply_tile.
+template <class Layout, int kK = kPieceK>
 struct TokenSink {
-  static constexpr int kGroups = kPieceK / Layout::kGroup;
+  static constexpr int kGroups = kK / Layout::kGroup;
   static constexpr int kQuads = Layout::kGroup / 4;
-  const TilePiece<2, 1>& piece;
+  const TileGroup<2, 1>* x;          // [kK / 32]
   __m512i hi[kGroups], lo[kGroups];  // of the groups that are under way
   alignas(64) int32_t sum[kGroups][kPanelRows];
-  alignas(64) float scale[kGroups][kPanelRows], minimum[kPieceK / Layout::kMinGroup][kPanelRows];
+  alignas(64) float scale[kGroups][kPanelRows], minimum[kK / Layout::kMinGroup][kPanelRows];
   int32_t offset[kGroups];
 
-  GRISTMILL_INLINE explicit TokenSink(const TilePiece<2, 1>& x) : piece(x) {
+  GRISTMILL_INLINE explicit TokenSink(const TileGroup<2, 1>* groups) : x(groups) {
     if constexpr (Layout::kZero != 0)
       for (int g = 0; g < kGroups; ++g) offset[g] = -Layout::kZero * sum_of(g);
   }
   // Of the token's integers in a group.
   GRISTMILL_INLINE int sum_of(int g) const {
-    const auto& sums = piece.group[g * Layout::kGroup / 32].isum;
+    const auto& sums = x[g * Layout::kGroup / 32].isum;
     if (Layout::kGroup == 32) return 128 * (sums[0][0][0] + sums[0][0][1]) + sums[1][0][0] + sums[1][0][1];
     return 128 * sums[0][0][g % 2] + sums[1][0][g % 2];
   }
@@ -161,8 +168,8 @@ struct TokenSink {
       hi[g] = _mm512_setzero_si512();
       lo[g] = Layout::kZero != 0 ? _mm512_set1_epi32(offset[g]) : _mm512_setzero_si512();
     }
-    hi[g] = _mm512_dpbusd_epi32(hi[g], u, broadcast4(piece.group[i / 8].q[0][i % 8][0]));
-    lo[g] = _mm512_dpbusd_epi32(lo[g], u, broadcast4(piece.group[i / 8].q[1][i % 8][0]));
+    hi[g] = _mm512_dpbusd_epi32(hi[g], u, broadcast4(x[i / 8].q[0][i % 8][0]));
+    lo[g] = _mm512_dpbusd_epi32(lo[g], u, broadcast4(x[i / 8].q[1][i % 8][0]));
     if constexpr (i % kQuads == kQuads - 1)
       _mm512_store_si512(sum[g], _mm512_add_epi32(_mm512_slli_epi32(hi[g], 7), lo[g]));
   }
@@ -171,14 +178,14 @@ struct TokenSink {
   GRISTMILL_INLINE void add_to(PanelSums<1>& sums) {
     __m512 s = _mm512_load_ps(sums[0]);
     for_constants<kGroups>([&](auto g) GRISTMILL_LAMBDA {
-      const TileGroup<2, 1>& x = piece.group[g * Layout::kGroup / 32];
-      const __m512 both = _mm512_mul_ps(_mm512_load_ps(scale[g]), _mm512_set1_ps(x.scale[0]));
+      const TileGroup<2, 1>& group = x[g * Layout::kGroup / 32];
+      const __m512 both = _mm512_mul_ps(_mm512_load_ps(scale[g]), _mm512_set1_ps(group.scale[0]));
       s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sum[g])), both, s);
       if constexpr (Layout::kHasMin && Layout::kGroup == 32)
-        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(x.sum[0]), s);
+        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(group.sum[0]), s);
       if constexpr (Layout::kHasMin && Layout::kGroup == 16 && g % 2 == 1) {
         float halves[2][1];
-        set_half_sums(x, halves);
+        set_half_sums(group, halves);
         s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g - 1]), _mm512_set1_ps(halves[0][0]), s);
         s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(halves[1][0]), s);
       }

@@ -1,6 +1,6 @@
 // Taking 256 weights of sixteen rows apart, format by format; the pictures of the bits are in csrc/formats. A layout
-// says how: w = scale * (u - kZero) + minimum, scales by groups of kGroup, minima by groups of kMinGroup. Its unpack()
-// fills a sink, a panel or what multiplies at once:
+// says how: w = scale * (u - kZero) + minimum, scales by groups of kGroup, minima by groups of kMinGroup. Its
+// unpack<kBlocks>(), a superblock or up to eight blocks of 32, fills a sink, a panel or what multiplies at once:
 //
 //   set_u(i, x)          weights 4 i to 4 i + 3 of each row, a byte each. i is a constant, for it may name registers;
 //                        of the calls for one group of scales the lowest i comes first and the highest last
@@ -21,14 +21,15 @@ struct LayoutOf {
   using Format = F;
   static constexpr int kGroup = F::kGroup, kMinGroup = F::kGroup, kZero = F::kZero;
   static constexpr bool kHasMin = F::kHasMin;
+  static constexpr int kBlocks = kPieceK / F::kBlockSize;  // of a piece
 };
 
 // A format without a specialization goes through its to_affine(); correct everywhere, fast nowhere.
-template <class F>
+template <class F, int kBlocks>
 inline void unpack_generic(const Rows& rows, Panel& panel) {
   constexpr int kBlock = F::kBlockSize, kGroups = kBlock / F::kGroup;
   for (int r = 0; r < kPanelRows; ++r)
-    for (int b = 0; b < kPieceK / kBlock; ++b) {
+    for (int b = 0; b < kBlocks; ++b) {
       uint8_t q[kBlock];
       float scale[kGroups], minimum[kGroups];
       F::to_affine(*reinterpret_cast<const typename F::Block*>(rows.at(r, b * int(sizeof(typename F::Block)))), q,
@@ -44,12 +45,13 @@ inline void unpack_generic(const Rows& rows, Panel& panel) {
 // How decoding and prefill want a format.
 template <class F>
 struct PanelLayout : LayoutOf<F> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+    constexpr int kWeights = kBlocks * F::kBlockSize;
     Panel panel;
-    unpack_generic<F>(rows, panel);
-    for_constants<kPieceK / 4>([&](auto i) GRISTMILL_LAMBDA { sink.set_u(i, load64(panel.u[i])); });
-    for (int g = 0; g < kPieceK / F::kGroup; ++g) {
+    unpack_generic<F, kBlocks>(rows, panel);
+    for_constants<kWeights / 4>([&](auto i) GRISTMILL_LAMBDA { sink.set_u(i, load64(panel.u[i])); });
+    for (int g = 0; g < kWeights / F::kGroup; ++g) {
       sink.set_scale(g, _mm512_load_ps(panel.scale[g]));
       sink.set_minimum(g, _mm512_load_ps(panel.minimum[g]));
     }
@@ -58,108 +60,110 @@ struct PanelLayout : LayoutOf<F> {
 template <class F>
 struct PrefillLayout : PanelLayout<F> {};
 
-// ---- blocks of 32, eight of them ----
+// ---- blocks of 32, up to eight of them ----
 
-// Nibbles of 16 bytes: the low ones are the block's first half. f maps them to weights.
-template <class Block, class Sink, class F>
-GRISTMILL_INLINE void set_nibbles(const Rows& rows, int offset, Block block, Sink& sink, const F& f) {
-  __m512i c[4];
-  columns(rows, offset, c);
-  for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
-    sink.set_u(constant<8 * block + i>, f(low_nibbles(c[i]), i));
-    sink.set_u(constant<8 * block + 4 + i>, f(high_nibbles(c[i]), constant<4 + i>));
-  });
-}
 constexpr auto as_they_are = [](__m512i nibbles, auto) GRISTMILL_LAMBDA { return nibbles; };
 
-// A dword of two halves a row: scale and minimum.
-template <class Sink>
-GRISTMILL_INLINE void set_scale_and_minimum(int group, const RowFields<uint32_t>& halves, Sink& sink) {
-  const __m512i both = load64(halves.of);
-  sink.set_scale(group, low_halves(both));
-  sink.set_minimum(group, high_halves(both));
+// Dword j of a block's 16 bytes of nibbles: the low ones are its first half. f maps them to weights.
+template <class Block, class J, class Sink, class F>
+GRISTMILL_INLINE void set_nibbles(Block block, J j, __m512i q, Sink& sink, const F& f) {
+  sink.set_u(constant<8 * block + j>, f(low_nibbles(q), j));
+  sink.set_u(constant<8 * block + 4 + j>, f(high_nibbles(q), constant<4 + j>));
+}
+
+// d and nibbles.
+template <int kBlocks, class Sink, class F>
+GRISTMILL_INLINE void unpack_half_nibbles(const Rows& rows, Sink& sink, const F& f) {
+  for_half_blocks<kBlocks, 4>(
+      rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
+      [&](auto b, auto j, __m512i q) GRISTMILL_LAMBDA { set_nibbles(b, j, q, sink, f); });
 }
 
 template <>
 struct PanelLayout<formats::Q4_0> : LayoutOf<formats::Q4_0> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[8];
-    for (int b = 0; b < 8; ++b) d[b].copy(rows, 18 * b);
-    for_constants<8>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 18 * b + 2, b, sink, as_they_are); });
-    for (int b = 0; b < 8; ++b) sink.set_scale(b, floats(d[b]));
+    unpack_half_nibbles<kBlocks>(rows, sink, as_they_are);
   }
 };
 
+// A dword of two halves a row: scale and minimum.
+template <class Sink>
+GRISTMILL_INLINE void set_scale_and_minimum(int group, __m512i halves, Sink& sink) {
+  sink.set_scale(group, low_halves(halves));
+  sink.set_minimum(group, high_halves(halves));
+}
+
 template <>
 struct PanelLayout<formats::Q4_1> : LayoutOf<formats::Q4_1> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint32_t> dm[8];
-    for (int b = 0; b < 8; ++b) dm[b].copy(rows, 20 * b);
-    for_constants<8>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 20 * b + 4, b, sink, as_they_are); });
-    for (int b = 0; b < 8; ++b) set_scale_and_minimum(b, dm[b], sink);
+    for_words<5 * kBlocks>(rows, [&](auto i, __m512i w) GRISTMILL_LAMBDA {
+      constexpr int b = i / 5, at = i % 5;
+      if constexpr (at == 0) {
+        set_scale_and_minimum(b, w, sink);
+      } else {
+        set_nibbles(constant<b>, constant<at - 1>, w, sink, as_they_are);
+      }
+    });
   }
 };
 
 // Bit 4 i + j of each row's 32 as bit 4 of byte j.
 template <class I>
-GRISTMILL_INLINE __m512i add_fifth_bits(__m512i nibbles, const RowFields<uint32_t>& high, I i) {
+GRISTMILL_INLINE __m512i add_fifth_bits(__m512i nibbles, __m512i high, I i) {
   // Byte i / 2 of the row's bits, four times; each of its copies is asked for another bit.
-  const __m512i copies = repeat_byte(load64(high.of), i / 2);
-  const __mmask64 set = _mm512_test_epi8_mask(copies, _mm512_set1_epi32(i % 2 ? int(0x80402010) : 0x08040201));
+  const __mmask64 set =
+      _mm512_test_epi8_mask(repeat_byte(high, i / 2), _mm512_set1_epi32(i % 2 ? int(0x80402010) : 0x08040201));
   return _mm512_mask_add_epi8(nibbles, set, nibbles, bytes(16));
 }
 
 template <>
 struct PanelLayout<formats::Q5_0> : LayoutOf<formats::Q5_0> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[8];
-    RowFields<uint32_t> high[8];
-    for (int b = 0; b < 8; ++b) {
-      d[b].copy(rows, 22 * b);
-      high[b].copy(rows, 22 * b + 2);
-    }
-    for_constants<8>([&](auto b) GRISTMILL_LAMBDA {
-      set_nibbles(rows, 22 * b + 6, b, sink,
-                  [&](__m512i u, auto i) GRISTMILL_LAMBDA { return add_fifth_bits(u, high[b], i); });
-    });
-    for (int b = 0; b < 8; ++b) sink.set_scale(b, floats(d[b]));
+    __m512i high;
+    for_half_blocks<kBlocks, 5>(
+        rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
+        [&](auto b, auto j, __m512i q) GRISTMILL_LAMBDA {
+          if constexpr (j == 0) {
+            high = q;
+          } else {
+            set_nibbles(b, constant<j - 1>, q, sink,
+                        [&](__m512i u, auto i) GRISTMILL_LAMBDA { return add_fifth_bits(u, high, i); });
+          }
+        });
   }
 };
 
 template <>
 struct PanelLayout<formats::Q5_1> : LayoutOf<formats::Q5_1> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint32_t> dm[8], high[8];
-    for (int b = 0; b < 8; ++b) {
-      dm[b].copy(rows, 24 * b);
-      high[b].copy(rows, 24 * b + 4);
-    }
-    for_constants<8>([&](auto b) GRISTMILL_LAMBDA {
-      set_nibbles(rows, 24 * b + 8, b, sink,
-                  [&](__m512i u, auto i) GRISTMILL_LAMBDA { return add_fifth_bits(u, high[b], i); });
+    __m512i high;
+    for_words<6 * kBlocks>(rows, [&](auto i, __m512i w) GRISTMILL_LAMBDA {
+      constexpr int b = i / 6, at = i % 6;
+      if constexpr (at == 0) {
+        set_scale_and_minimum(b, w, sink);
+      } else if constexpr (at == 1) {
+        high = w;
+      } else {
+        set_nibbles(constant<b>, constant<at - 2>, w, sink,
+                    [&](__m512i u, auto n) GRISTMILL_LAMBDA { return add_fifth_bits(u, high, n); });
+      }
     });
-    for (int b = 0; b < 8; ++b) set_scale_and_minimum(b, dm[b], sink);
   }
 };
 
 template <>
 struct PanelLayout<formats::Q8_0> : LayoutOf<formats::Q8_0> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[8];
-    for (int b = 0; b < 8; ++b) d[b].copy(rows, 34 * b);
-    for_constants<16>([&](auto i) GRISTMILL_LAMBDA {
-      __m512i c[4];
-      columns(rows, 34 * (i / 2) + 2 + 16 * (i % 2), c);
-      // + 128: vpdpbusd's weights are unsigned
-      for_constants<4>([&](auto j)
-                           GRISTMILL_LAMBDA { sink.set_u(constant<4 * i + j>, _mm512_xor_si512(c[j], bytes(0x80))); });
-    });
-    for (int b = 0; b < 8; ++b) sink.set_scale(b, floats(d[b]));
+    for_half_blocks<kBlocks, 8>(
+        rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
+        // + 128: vpdpbusd's weights are unsigned
+        [&](auto b, auto j, __m512i q)
+            GRISTMILL_LAMBDA { sink.set_u(constant<8 * b + j>, _mm512_xor_si512(q, bytes(0x80))); });
   }
 };
 
@@ -172,12 +176,9 @@ constexpr auto as_iq4_levels = [](__m512i nibbles, auto) GRISTMILL_LAMBDA { retu
 
 template <>
 struct PanelLayout<formats::IQ4_NL> : LayoutOf<formats::IQ4_NL> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[8];
-    for (int b = 0; b < 8; ++b) d[b].copy(rows, 18 * b);
-    for_constants<8>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 18 * b + 2, b, sink, as_iq4_levels); });
-    for (int b = 0; b < 8; ++b) sink.set_scale(b, floats(d[b]));
+    unpack_half_nibbles<kBlocks>(rows, sink, as_iq4_levels);
   }
 };
 
@@ -203,7 +204,7 @@ GRISTMILL_INLINE void set_k_scales(const Rows& rows, Sink& sink) {
 
 template <>
 struct PanelLayout<formats::Q4_K> : LayoutOf<formats::Q4_K> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     set_k_scales(rows, sink);
     for_constants<8>([&](auto i) GRISTMILL_LAMBDA {
@@ -220,7 +221,7 @@ struct PanelLayout<formats::Q4_K> : LayoutOf<formats::Q4_K> {
 
 template <>
 struct PanelLayout<formats::Q5_K> : LayoutOf<formats::Q5_K> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     set_k_scales(rows, sink);
     __m512i high[2][4];
@@ -245,7 +246,7 @@ struct PanelLayout<formats::Q5_K> : LayoutOf<formats::Q5_K> {
 
 template <>
 struct PanelLayout<formats::Q6_K> : LayoutOf<formats::Q6_K> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     RowFields<uint16_t> d;
     d.copy(rows, 208);
@@ -299,7 +300,7 @@ GRISTMILL_INLINE void set_q2_k_minima(const __m512i (&codes)[4], __m512i halves,
 
 template <>
 struct PanelLayout<formats::Q2_K> : LayoutOf<formats::Q2_K> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     RowFields<uint32_t> both;
     both.copy(rows, 80);
@@ -319,7 +320,7 @@ struct PanelLayout<formats::Q2_K> : LayoutOf<formats::Q2_K> {
 template <>
 struct PrefillLayout<formats::Q2_K> : LayoutOf<formats::Q2_K> {
   static constexpr int kGroup = 32;
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     RowFields<uint32_t> both;
     both.copy(rows, 80);
@@ -367,7 +368,7 @@ GRISTMILL_INLINE __m512 unpack_q3_k(const Rows& rows, __m512i (&codes)[4], const
 
 template <>
 struct PanelLayout<formats::Q3_K> : LayoutOf<formats::Q3_K> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     __m512i codes[4];
     const __m512 d = unpack_q3_k(rows, codes, [&](auto i, __m512i u) GRISTMILL_LAMBDA { sink.set_u(i, u); });
@@ -383,7 +384,7 @@ struct PanelLayout<formats::Q3_K> : LayoutOf<formats::Q3_K> {
 template <>
 struct PrefillLayout<formats::Q3_K> : LayoutOf<formats::Q3_K> {
   static constexpr int kGroup = 32, kZero = 128;
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     __m512i codes[4];
     const __m512 d = unpack_q3_k(rows, codes, [&](auto i, __m512i u) GRISTMILL_LAMBDA {
@@ -402,12 +403,16 @@ struct PrefillLayout<formats::Q3_K> : LayoutOf<formats::Q3_K> {
 
 template <>
 struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS> {
-  template <class Sink>
+  template <int kBlocks, class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
     RowFields<uint32_t> first, low;
     first.copy(rows, 0);
     low.copy(rows, 4);
-    for_constants<8>([&](auto g) GRISTMILL_LAMBDA { set_nibbles(rows, 8 + 16 * g, g, sink, as_iq4_levels); });
+    for_constants<8>([&](auto g) GRISTMILL_LAMBDA {
+      __m512i c[4];
+      columns(rows, 8 + 16 * g, c);
+      for_constants<4>([&](auto j) GRISTMILL_LAMBDA { set_nibbles(g, j, c[j], sink, as_iq4_levels); });
+    });
     const __m512i header = load64(first.of), codes = load64(low.of);
     const __m512 d = low_halves(header);
     for_constants<8>([&](auto g) GRISTMILL_LAMBDA {
@@ -421,26 +426,58 @@ struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS> {
 
 // ---- any piece of a matrix ----
 
-// Weights [k0, k0 + n_k) of rows r, r + distance, ..., n_rows <= 16 of them, n_k <= 256. Where there are fewer, rows
-// repeat the last and blocks are zero bytes, which are weights of scale zero.
-template <class Layout, class Sink>
-inline void unpack_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
-                         Sink& sink) {
+// Weights [k0, k0 + n_k) of rows r, r + distance, ..., n_rows <= 16 of them, in kBlocks blocks. Where there are fewer,
+// rows repeat the last and blocks are zero bytes, which are weights of scale zero.
+template <class Layout, int kBlocks = Layout::kBlocks, class Sink>
+inline void unpack_blocks(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
+                          Sink& sink) {
   using Format = typename Layout::Format;
-  constexpr int kBytes = kPieceK / Format::kBlockSize * int(sizeof(typename Format::Block));
+  constexpr int kBytes = kBlocks * int(sizeof(typename Format::Block));
   const int64_t stride = distance * w.row_bytes();
   const auto* p = reinterpret_cast<const uint8_t*>(w.data) + r * w.row_bytes() +
                   k0 / Format::kBlockSize * int64_t(sizeof(typename Format::Block));
-  if (n_rows >= kPanelRows && n_k == kPieceK) {
-    return Layout::unpack(Rows{p, stride}, sink);
-  }
+  if (n_rows >= kPanelRows && n_k == kBlocks * Format::kBlockSize)
+    return Layout::template unpack<kBlocks>(Rows{p, stride}, sink);
   alignas(64) uint8_t copy[kPanelRows][kBytes];
   const size_t n_bytes = size_t(n_k / Format::kBlockSize) * sizeof(typename Format::Block);
   for (int i = 0; i < kPanelRows; ++i) {
     std::memcpy(copy[i], p + std::min(i, n_rows - 1) * stride, n_bytes);
     std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);
   }
-  Layout::unpack(Rows{copy[0], kBytes}, sink);
+  Layout::template unpack<kBlocks>(Rows{copy[0], kBytes}, sink);
+}
+
+// Rows often end in a piece that is not whole: pairs of blocks, where a format's blocks are small.
+constexpr int kPartK = 64;
+template <class Layout>
+constexpr bool kHasParts = Layout::Format::kBlockSize < kPartK;
+template <class Layout>
+constexpr int kPartBlocks = kPartK / Layout::Format::kBlockSize;
+
+// A panel from its k on.
+template <class Layout>
+struct PanelPart {
+  Panel& panel;
+  int k;
+  void set_u(int i, __m512i x) { panel.set_u(k / 4 + i, x); }
+  void set_scale(int group, __m512 x) { panel.set_scale(k / Layout::kGroup + group, x); }
+  void set_minimum(int group, __m512 x) { panel.set_minimum(k / Layout::kMinGroup + group, x); }
+};
+
+template <class Layout>
+inline void unpack_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
+                         Panel& panel) {
+  if constexpr (kHasParts<Layout>) {
+    if (n_k < kPieceK) {
+      for (int k = 0; k < n_k; k += kPartK) {
+        PanelPart<Layout> part{panel, k};
+        unpack_blocks<Layout, kPartBlocks<Layout>>(w, r, n_rows, distance, k0 + k, std::min<int64_t>(kPartK, n_k - k),
+                                                   part);
+      }
+      return;
+    }
+  }
+  unpack_blocks<Layout>(w, r, n_rows, distance, k0, n_k, panel);
 }
 
 }  // namespace

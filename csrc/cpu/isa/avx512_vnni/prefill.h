@@ -39,7 +39,7 @@ void prefill_affine(const MatmulTask& task) {
         const auto all_tiles = [&]<int P>() {
           for (int64_t tile = 0; tile < tiles; ++tile) {
             Sums& to = sums[trio * tiles + tile];
-            multiply_tile<Layout, kPlanes, P, kTileTokens>(panels, x[tile].group, n_groups, to);
+            multiply_tile<Layout, kPlanes, P, kTileTokens>(panels, x + tile, n_groups, to);
             if constexpr (kPlanes == 1) add_outliers<Layout, kTileTokens>(panels, P, x[tile], to);
           }
         };

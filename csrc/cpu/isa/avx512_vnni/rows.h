@@ -67,6 +67,45 @@ GRISTMILL_INLINE void columns(const Rows& rows, int offset, __m512i (&c)[4]) {
   c[3] = _mm512_unpackhi_epi64(t1, t3);
 }
 
+// The lower and the upper halves of dwords.
+inline __m512 low_halves(__m512i x) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)); }
+inline __m512 high_halves(__m512i x) { return low_halves(_mm512_srli_epi32(x, 16)); }
+
+// N dwords of every row, each row's first at its start: f(constant<0>, word), f(constant<1>, word), ...
+template <int N, class F>
+GRISTMILL_INLINE void for_words(const Rows& rows, const F& f) {
+  for_constants<(N + 3) / 4>([&](auto i) GRISTMILL_LAMBDA {
+    constexpr int first = 4 * i < N - 4 ? 4 * i : N - 4;  // the last four overlap those before where N is odd
+    __m512i c[4];
+    columns(rows, 4 * first, c);
+    for_constants<4>([&](auto j) GRISTMILL_LAMBDA {
+      if constexpr (first + j >= 4 * i) f(constant<first + j>, c[j]);
+    });
+  });
+}
+
+// Blocks of a half d and kWords dwords q, in pairs: the first block's dwords lie half a dword off, its second half with
+// the other's d, and are put together again. head(b, d) before word(b, 0, q) to word(b, kWords - 1, q).
+//   first:  d q0 | q0 q1 | q1 q2 | ... | q3 d'    second: | q0' q0' | q1' q1' | ...
+template <int kBlocks, int kWords, class Head, class Word>
+GRISTMILL_INLINE void for_half_blocks(const Rows& rows, const Head& head, const Word& word) {
+  static_assert(kBlocks % 2 == 0);
+  constexpr int kPair = 2 * kWords + 1;
+  __m512i before = _mm512_setzero_si512();
+  for_words<kBlocks / 2 * kPair>(rows, [&](auto i, __m512i w) GRISTMILL_LAMBDA {
+    constexpr int first = i / kPair * 2, at = i % kPair;
+    if constexpr (at == 0) head(constant<first>, low_halves(w));
+    if constexpr (at <= kWords) {
+      const __m512i turned = _mm512_rol_epi32(w, 16);
+      if constexpr (at > 0)
+        word(constant<first>, constant<at - 1>, _mm512_mask_blend_epi16(0xaaaaaaaau, before, turned));
+      before = turned;
+    }
+    if constexpr (at == kWords) head(constant<first + 1>, high_halves(w));
+    if constexpr (at > kWords) word(constant<first + 1>, constant<at - kWords - 1>, w);
+  });
+}
+
 // Small fields, copied by the scalar ports, which have nothing else to do. Read them back late: a vector load waits
 // until its stores have left the store buffer.
 template <class Field>
@@ -75,15 +114,13 @@ struct RowFields {
   void copy(const Rows& rows, int offset) {
 #pragma GCC unroll 16
     for (int i = 0; i < kPanelRows; ++i) std::memcpy(&of[i], rows.at(i, offset), sizeof(Field));
+    asm("" : "+m"(of));  // or the compiler gathers them with inserts, on the ports that multiply
   }
 };
 
 inline __m512 floats(const RowFields<uint16_t>& halves) {
   return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(halves.of)));
 }
-// The lower and the upper halves of dwords.
-inline __m512 low_halves(__m512i x) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)); }
-inline __m512 high_halves(__m512i x) { return low_halves(_mm512_srli_epi32(x, 16)); }
 
 // Byte j of each dword, as a float.
 inline __m512 byte_to_float(__m512i x, int j) {

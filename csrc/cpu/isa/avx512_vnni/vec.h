@@ -12,7 +12,7 @@ struct Avx512Vec {
   using T = __m512;
   static constexpr int N = 16;
   // Query groups and blocks whose sums fit the 32 registers beside what they are multiplied with.
-  static constexpr int kQueries = 4, kScoreBlocks = 4, kValueVectors = 4, kDotRows = 4, kGemmPanels = 3,
+  static constexpr int kQueries = 6, kScoreBlocks = 4, kValueVectors = 4, kDotRows = 4, kGemmPanels = 3,
                        kGemmTokens = 8;
 
   static T zero() { return _mm512_setzero_ps(); }
@@ -36,6 +36,7 @@ struct Avx512Vec {
   static T from_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static T set_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_set1_epi16(int16_t(*p))); }
   static T from_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));

@@ -38,6 +38,7 @@ struct ScalarVec {
   static float maximum(T x) { return x; }
   static T first_n(T x, int n) { return n > 0 ? x : 0.0f; }
   static T from_half(const uint16_t* p) { return half_to_float(*p); }
+  static T set_half(const uint16_t* p) { return half_to_float(*p); }
   static T from_bf16(const uint16_t* p) { return bf16_to_float(*p); }
   static T from_int8(const int8_t* p) { return float(*p); }
 };
