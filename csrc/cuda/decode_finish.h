@@ -96,16 +96,13 @@ DEVICE void finish_head(const DecodeWork& work, const DecodePart& part, int head
 DEVICE void finish_gate(const DecodeWork& work, int group) {
   const RowOutputs& out = work.finish.gated;
   const int slot = 8 * group + lane_id() % 8;
-  const int64_t n_rows = work.parts[0].n_rows;
   for (int first = 0; first < work.n; first += 4) {
     const int token = first + lane_id() / 8;
     const bool there = token < work.n;
+    const int64_t row = work.finish.first_token + token, at = row * work.finish.n_gated + 4 * slot;
     float4 v{0, 0, 0, 0};
-    if (there)
-      v = gated(load4_coherent(work.parts[0].y + token * n_rows + 4 * slot),
-                load4_coherent(work.parts[1].y + token * n_rows + 4 * slot));
-    const int64_t row = work.finish.first_token + token;
-    if (there && out.floats) *reinterpret_cast<float4*>(out.floats + row * n_rows + 4 * slot) = v;
+    if (there) v = gated(load4_coherent(work.finish.gate + at), load4_coherent(work.finish.up + at));
+    if (there && out.floats) *reinterpret_cast<float4*>(out.floats + at) = v;
     if (out.quantized.planes) store_planes(out.quantized, row, slot, v, there);
   }
 }

@@ -36,7 +36,7 @@ struct DecodePart {
 
 // What happens to results as soon as all that it takes are in y: the warp that completes a group of row tiles does it.
 //   kHeads  a group is a head: queries are rotated in place, keys are rotated on their way to the cache, values go
-//   there kGate   a group is 32 rows of the first part and the same of the second: silu(gate) * up in the forms asked
+//   there kGate   a group is 32 rows of the gate and the same ones of the other: silu(gate) * up in the forms asked
 //   for
 enum class FinishKind { kNothing, kHeads, kGate };
 
@@ -55,6 +55,9 @@ struct DecodeFinish {
   unsigned* arrivals = nullptr;  // [groups], row tiles of the group that are done; 0 before and after
   int64_t first_token = 0;       // of the launch, among the rows of the batch
   HeadFinish heads;
+  // Which may come from launches of their own: the whole batch's rows.
+  const float *gate = nullptr, *up = nullptr;
+  int64_t n_gated = 0;  // columns
   RowOutputs gated;
 };
 

@@ -26,7 +26,7 @@ int first_group(const StoreHeads& f, std::span<const DeviceProduct> products, si
   return int(heads);
 }
 
-DecodeFinish kernel_finish(const Finish& finish, unsigned* arrivals) {
+DecodeFinish kernel_finish(const Finish& finish, std::span<const DeviceProduct> products, unsigned* arrivals) {
   DecodeFinish out;
   out.arrivals = arrivals;
   if (const StoreHeads* f = std::get_if<StoreHeads>(&finish)) {
@@ -43,6 +43,9 @@ DecodeFinish kernel_finish(const Finish& finish, unsigned* arrivals) {
                  f->layout.head_bytes()};
   } else if (const GateRows* g = std::get_if<GateRows>(&finish)) {
     out.kind = FinishKind::kGate;
+    out.gate = products[0].y;
+    out.up = products[1].y;
+    out.n_gated = products[0].matrix.n_rows;
     out.gated = g->out;
   }
   return out;
@@ -61,7 +64,7 @@ void launch_group(std::span<const DeviceProduct> products, std::span<const size_
   work.counters = workspace.counters;
   int64_t all_row_tiles = 0;
   for (const DeviceProduct& p : products) all_row_tiles += p.matrix.row_tiles();
-  work.finish = kernel_finish(finish, workspace.counters + all_row_tiles);
+  work.finish = kernel_finish(finish, products, workspace.counters + all_row_tiles);
   for (const size_t i : places) {
     const DeviceProduct& p = products[i];
     const StoreHeads* heads = std::get_if<StoreHeads>(&finish);
