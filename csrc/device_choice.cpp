@@ -12,8 +12,9 @@
 namespace gristmill {
 namespace {
 
-// What a device needs beside weights, cache and activations: buffers of the upload, partial sums, fragmentation.
-constexpr int64_t kSpareBytes = 256 << 20;
+// What a device needs beside weights, cache and activations: buffers of the upload, partial sums, the halves of a
+// prefill's weights and activations, fragmentation.
+constexpr int64_t kSpareBytes = 512 << 20;
 constexpr int64_t kLogitRows = 32;  // made at a time
 
 [[noreturn]] void refuse_name(const std::string& device) {

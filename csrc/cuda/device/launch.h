@@ -9,6 +9,8 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
 #include <string>
 
 #include "core/error.h"
@@ -42,16 +44,22 @@ struct LaunchConfig {
   throw DeviceError("[cuda] launch of " + std::string(name) + " (" + place.text() + "): " + cudaGetErrorString(error));
 }
 
-// Whether the kernels run as code of sm_90 or later: what runs on such a GPU may still have been made for an older one.
-// Only that code waits in grid_dependency_wait() and has bulk copies.
+// Whether the kernels run on the current device as code of sm_90 or later: what runs on such a GPU may still have been
+// made for an older one. Only that code waits in grid_dependency_wait() and has bulk copies. It is the same for all
+// kernels of the library, and asked once of each device.
 template <class... Parameters>
 bool runs_sm90_code(void (*kernel)(Parameters...)) {
-  static const int version = [kernel] {  // the same for all kernels of the library
+  constexpr int kAsked = 1;
+  static std::array<std::atomic<int>, 64> versions{};
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  std::atomic<int>& version = versions[size_t(device) % versions.size()];
+  if (version.load(std::memory_order_relaxed) == 0) {
     cudaFuncAttributes attributes{};
     const bool known = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess;
-    return known ? attributes.ptxVersion : 0;
-  }();
-  return version >= 90;
+    version.store(known ? attributes.ptxVersion : kAsked, std::memory_order_relaxed);
+  }
+  return version.load(std::memory_order_relaxed) >= 90;
 }
 
 struct KernelName {
