@@ -20,6 +20,11 @@ namespace gristmill::cuda {
 template <TypeId id>
 void launch_decode(const DecodeWork& work, const DeviceInfo& device, bool dependent, Stream stream);
 
+// How many shares a warp takes: many tokens have many sums, and eight do not fit the 128 registers that sixteen warps
+// leave each thread.
+template <TypeId id, int kTokens>
+constexpr int kWarpShares = kTokens > 8 || (kTokens > 4 && Tile<id>::kQuantized) ? 2 : 1;
+
 template <TypeId id>
 constexpr int kStageBytes = (Tile<id>::kTileBytes + 127) / 128 * 128;
 // Tiles in flight for a warp.
@@ -188,7 +193,7 @@ DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s) {
 
 // kTokens: at least work.n.
 template <TypeId id, int kTokens, bool kBulk>
-KERNEL(kWarp* kDecodeShares / kWarpShares<kTokens>, 1)
+KERNEL((kWarp * kDecodeShares / kWarpShares<id, kTokens>), 1)
 decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
   if constexpr (is_for_this_code<kBulk>()) {
     SMEM(std::byte, shared);
@@ -201,7 +206,7 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
                                    work.shares,
                                    reinterpret_cast<float*>(shared + n_warps * kStreamBytes<id>)};
     // A warp's shares follow each other: one stream of tiles.
-    const int share0 = warp_id() * kWarpShares<kTokens>, share1 = share0 + kWarpShares<kTokens>;
+    const int share0 = warp_id() * kWarpShares<id, kTokens>, share1 = share0 + kWarpShares<id, kTokens>;
     const int warp_begin = stretch.share_begin(share0);
     TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, warp_begin / width, warp_begin % width,
                                  stretch.share_begin(share1) - warp_begin);
@@ -238,11 +243,11 @@ template <TypeId id, int kTokens>
 void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, Stream stream) {
   // As many shares for any number of tokens, so that sums have the same parts; an even number, for warps with two.
   constexpr int64_t kShare = std::max(kStreamBytes<id> + kShareBytes<8>,
-                                      kStreamBytes<id> / kWarpShares<kDecodeColumns> + kShareBytes<kDecodeColumns>);
+                                      kStreamBytes<id> / kWarpShares<id, kDecodeColumns> + kShareBytes<kDecodeColumns>);
   const int room = int(std::min<int64_t>(kDecodeShares, device.shared_bytes_per_block / kShare));
   if (room < 2) throw DeviceError("[cuda] " + device.name + " has too little shared memory for decode_matmul");
   work.shares = room / 2 * 2;
-  const int warps = work.shares / kWarpShares<kTokens>;
+  const int warps = work.shares / kWarpShares<id, kTokens>;
   const size_t bytes = size_t(warps) * kStreamBytes<id> + size_t(work.shares) * kShareBytes<kTokens>;
   const unsigned blocks = unsigned(std::min(device.multiprocessors, work.row_tiles * work.column_tiles));
   const LaunchConfig config{{blocks}, {unsigned(warps * kWarp)}, bytes, stream, dependent};

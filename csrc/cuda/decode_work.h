@@ -16,10 +16,7 @@ namespace gristmill::cuda {
 constexpr int kDecodeParts = 4;     // products in one launch
 constexpr int kDecodeColumns = 32;  // tokens at most in one launch
 
-// Shares of a block at most, and how many of them a warp takes: many tokens have many sums in registers.
-constexpr int kDecodeShares = 16;
-template <int kTokens>
-constexpr int kWarpShares = kTokens > 8 ? 2 : 1;
+constexpr int kDecodeShares = 16;  // of a block at most
 
 // What the product's rows are, where that matters to what is done with them.
 enum class Role { kPlain, kQuery, kKey, kValue };
