@@ -317,7 +317,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
             continue
         if process.returncode == 130:
             interrupted += 1
-            assert err == ""
+            assert err in ("", "[interrupted]\n")  # nothing where Python was starting still
         assert names == [], (process.returncode, err)
     assert interrupted > 0
 

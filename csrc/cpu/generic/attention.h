@@ -20,7 +20,8 @@ inline typename V::T load_kv(const std::byte* p, int64_t i) {
 }
 
 // scores[j * kTile + position] for Q queries and kBlocks blocks of 16 positions: lanes are positions, q is broadcast.
-// What lies `ahead` bytes further is asked of memory meanwhile, in the order of addresses, and into L2: L1 is full.
+// What lies `ahead` bytes further, if that is not 0, is asked of memory meanwhile, in the order of addresses, and into
+// L2: L1 is full.
 template <class V, KvType type, int Q, int kBlocks>
 inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead, int head_dim, const float* const* q,
                          float* scores) {
@@ -29,7 +30,7 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead,
   typename V::T acc[Q][kBlocks * kVectors];
   for (auto& row : acc)
     for (auto& a : row) a = V::zero();
-  const int64_t step = kBlocks * block_bytes / head_dim;  // bytes of a dimension
+  const int64_t step = ahead ? kBlocks * block_bytes / head_dim : 0;  // bytes of a dimension
   const std::byte* next = k + ahead;
   for (int first = 0; first < head_dim; first += kDims, k += 34 * kPositions) {
     [[maybe_unused]] alignas(64) float scale[kBlocks * kPositions];
@@ -67,6 +68,7 @@ inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int
                        const float* p, float* acc) {
   constexpr int kVectors = V::kValueVectors;
   constexpr int kStep = kVectors * V::N;
+  const int64_t step = ahead ? bytes_of(type, kStep) : 0;
   const std::byte* next = v + ahead;
   int d = 0;
   for (; d + kStep <= head_dim; d += kStep) {
@@ -75,8 +77,8 @@ inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int
       for (int i = 0; i < kVectors; ++i) sum[j][i] = V::load(acc + int64_t(j) * head_dim + d + i * V::N);
     for (int t = 0; t < n_positions; ++t) {
       const std::byte* row = v + t * row_bytes;
-      for (int64_t at = 0; at < bytes_of(type, kStep); at += 64) __builtin_prefetch(next + at, 0, 2);
-      next += bytes_of(type, kStep);
+      for (int64_t at = 0; at < step; at += 64) __builtin_prefetch(next + at, 0, 2);
+      next += step;
       [[maybe_unused]] typename V::T scale = V::zero();
       for (int i = 0; i < kVectors; ++i) {
         typename V::T value;
