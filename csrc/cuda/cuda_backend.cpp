@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ranges>
 #include <utility>
 
 #include "core/error.h"
@@ -373,11 +374,19 @@ void CudaBackend::add(float* x, const float* y, size_t n_elements) {
 }
 
 void CudaBackend::gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) {
-  settle();
   const int32_t* indices = send(rows_, {rows.begin(), rows.end()});
   const int n = int(rows.size());
+  const float* addend = nullptr;
+  // Of all rows, as in decoding: what is not gathered would not be added.
+  if (const Add* a = std::get_if<Add>(&held_); a && a->x == x && a->n_elements == rows.size() * size_t(n_cols) &&
+                                               std::ranges::equal(rows, std::views::iota(0, n))) {
+    addend = a->y;
+    held_ = {};
+  }
+  settle();
   queue_->push(
-      "gather_rows", [=, this] { cuda::gather_rows(x, indices, n, n_cols, out, stream_); }, x, indices, n, n_cols, out);
+      "gather_rows", [=, this] { cuda::gather_rows(const_cast<float*>(x), addend, indices, n, n_cols, out, stream_); },
+      x, addend, indices, n, n_cols, out);
 }
 
 void CudaBackend::top_logits(const float* logits, int n, int64_t row_length, const TopLogits& to) {

@@ -1,8 +1,8 @@
 // The seam on one GPU: every operation is a kernel or a few on one stream, in order, collected in a queue until
 // something is downloaded. Weights are turned into tiles as they are uploaded.
 //
-// Neighbours are fused where the seam's order lets them: an addition with the norm that follows, a norm or gated
-// activation with the quantization of its result for the product that follows.
+// Neighbours are fused where the seam's order lets them: an addition with the norm or the gathering of all rows that
+// follows, a norm or gated activation with the quantization of its result for the product that follows.
 #pragma once
 
 #include <memory>
