@@ -18,7 +18,8 @@ import numpy as np
 from gristmill.bench_work import BenchTest, Work, device_shares, main_format, plan, work_of
 from gristmill.errors import ArgumentError
 from gristmill.limits import Limits, measure_gpu_limits, measure_limits, one_after_the_other
-from gristmill.model import Model, Session
+from gristmill.model import Model
+from gristmill.session import Session
 
 Progress = Callable[[str, int, int], None]
 """Called with what runs now, the repetitions that are done, and all there are."""

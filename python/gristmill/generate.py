@@ -12,9 +12,10 @@ import numpy as np
 from gristmill.errors import ArgumentError, ContextFullError
 
 if TYPE_CHECKING:
-    from gristmill.model import Model, Session
+    from gristmill.model import Model
     from gristmill.reasoning import ReasoningSplitter
     from gristmill.sampling import SamplerChain
+    from gristmill.session import Session
     from gristmill.stream_decoder import StreamDecoder
 
 FinishReason = Literal["eog", "stop", "length", "context_full"]
