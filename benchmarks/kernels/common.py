@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "python")
 
 import gristmill
 from gristmill import _core
+from gristmill.bench_report import limits_line
 from gristmill.limits import Limits, measure_limits
 from gristmill.machine import describe_machine
 
@@ -95,8 +96,4 @@ def report(
         print("| " + " | ".join(cell(row) for cell in columns.values()) + " |")
     print()
     for each in limits:
-        print(
-            f"limits of {each.n_threads} threads, {each.isa}: read {each.read_gb_s:.1f} GB/s, "
-            f"int8 {each.int8_gop_s:.0f} GOP/s, float32 {each.float32_gop_s:.0f} GOP/s, "
-            f"bfloat16 {each.bfloat16_gop_s:.0f} GOP/s"
-        )
+        print(f"limits of {limits_line(each)}")

@@ -92,9 +92,14 @@ void bind_kernels(nb::module_& m) {
       "How many activations share a scale in products with quantized weights; 0 for a whole row.");
   m.def(
       "prefill_bits",
-      [](const std::string& isa) { return cpu::choose_kernels(isa).activations[int(cpu::Pass::kPrefill)].bits; },
-      "isa"_a,
-      "Bits of an activation that mode \"prefill\" multiplies quantized weights with: 8, or 15 as the others.");
+      [](const std::string& isa, uint32_t type_id, bool precise) {
+        const formats::FormatInfo* format = formats::find_format(type_id);
+        if (!format) throw ArgumentError("[prefill_bits] unknown type " + std::to_string(type_id));
+        const cpu::Pass pass = precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill;
+        return cpu::choose_kernels(isa).activations[int(pass)][cpu::format_index(format)].bits;
+      },
+      "isa"_a, "type_id"_a, "precise"_a = false,
+      "Bits of an activation that prefill multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.");
   m.def("affine_rows", &affine_rows, "packed"_a, "type_id"_a, "n_cols"_a,
         "Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).");
 }

@@ -55,10 +55,11 @@ void CpuBackend::rms_norm(const float* x, const float* weight, float eps, int n,
   });
 }
 
-const std::byte* CpuBackend::quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once) {
+const std::byte* CpuBackend::quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once,
+                                      AlignedBuffer<std::byte>& to) {
   const int64_t part_bytes = a.bytes(n_cols, rows_at_once);
   const int parts = (n + rows_at_once - 1) / rows_at_once;
-  std::byte* out = activations_.grow(size_t(parts) * size_t(part_bytes));
+  std::byte* out = to.grow(size_t(parts) * size_t(part_bytes));
   for (int part = 0; part < parts; ++part) {
     const int first = part * rows_at_once, rows = std::min(rows_at_once, n - first);
     for_ranges((rows + a.tokens - 1) / a.tokens, kElementGrain / (a.tokens * n_cols), [&](int64_t begin, int64_t end) {
@@ -72,19 +73,34 @@ const std::byte* CpuBackend::quantize(const Activations& a, const float* x, int 
 void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
   const int64_t n_cols = products.front().weight->n_cols;
   const Pass pass = decode ? Pass::kDecode : prefill_;
-  const Activations& a = kernels_.activations[int(pass)];
   if (n == 0) return;
   const int rows_at_once = std::min(n, decode ? kDecodeRows : kPrefillRows);
-  const auto is_affine = [](const Product& p) { return p.weight->format->kind == formats::Kind::kAffine; };
-  const std::byte* quantized =
-      std::ranges::any_of(products, is_affine) ? quantize(a, x, n, n_cols, rows_at_once) : nullptr;
+  // What each product reads. Formats may want x in different ways, of which each is made once.
+  std::vector<const std::byte*> inputs;
+  size_t n_ways = 0;
+  const auto activations = [&](size_t i) -> const Activations& {
+    return kernels_.activations[int(pass)][format_index(products[i].weight->format)];
+  };
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Activations& a = activations(i);
+    size_t same = 0;
+    while (same < i && activations(same).quantize != a.quantize) ++same;
+    if (same < i) {
+      inputs.push_back(inputs[same]);
+    } else if (!a.quantize) {
+      inputs.push_back(reinterpret_cast<const std::byte*>(x));
+    } else {
+      if (n_ways == quantized_.size()) quantized_.emplace_back();
+      inputs.push_back(quantize(a, x, n, n_cols, rows_at_once, quantized_[n_ways++]));
+    }
+  }
   const int64_t least_tasks = (decode ? kDecodeTasks : kPrefillTasks) * pool_.n_threads();
   int64_t all_rows = 0;
   for (const Product& p : products) all_rows += p.weight->n_rows;
   std::vector<MatmulTask> tasks;
-  for (const Product& p : products) {
-    const bool affine = is_affine(p);
-    const int64_t x_stride = affine ? a.bytes(n_cols, 1) : n_cols * int64_t(sizeof(float));
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Product& p = products[i];
+    const Activations& a = activations(i);
     const int64_t m = p.weight->n_rows;
     int64_t step = decode ? decode_task_rows(*p.weight, pool_.n_threads()) : kernels_.prefill_rows;
     const int64_t least = decode ? 16 : kernels_.panel_rows;
@@ -93,10 +109,10 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
     step = std::max(least, step / least * least);
     for (int first = 0; first < n; first += rows_at_once) {
       const int count = std::min(rows_at_once, n - first);
-      const std::byte* input = affine ? quantized + first / rows_at_once * a.bytes(n_cols, rows_at_once)
-                                      : reinterpret_cast<const std::byte*>(x + first * n_cols);
+      const std::byte* input = inputs[i] + first / rows_at_once * a.bytes(n_cols, rows_at_once);
       for (int64_t r = 0; r < m; r += step)
-        tasks.push_back({p.weight, r, std::min(m, r + step), input, x_stride, count, p.bias, p.y + first * m});
+        tasks.push_back(
+            {p.weight, r, std::min(m, r + step), input, a.bytes(n_cols, 1), count, p.bias, p.y + first * m});
     }
   }
   pool_.run(int(tasks.size()), [&](int i) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "backend.h"
 #include "core/aligned_buffer.h"
@@ -48,12 +49,13 @@ class CpuBackend final : public Backend {
   }
 
   // Quantizes x [n, n_cols] in parts of rows_at_once, each of which lies as a batch of its own.
-  const std::byte* quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once);
+  const std::byte* quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once,
+                            AlignedBuffer<std::byte>& to);
 
   const Kernels& kernels_;
   const Pass prefill_;
   ThreadPool pool_;
-  AlignedBuffer<std::byte> activations_;
+  std::vector<AlignedBuffer<std::byte>> quantized_;  // one for each way that products of one x want it
   AlignedBuffer<float> partials_;
 };
 

@@ -18,7 +18,8 @@ constexpr int kDecodeRows = 8;
 constexpr int64_t kAttentionChunk = 512;
 
 // What a product is for. Decoding multiplies quantized weights with activations of 15 bits, for it waits for memory;
-// prefill with 8 and the outliers apart, or where it has to be precise with 15.
+// prefill with 8 and the outliers apart, or where it has to be precise with 15. Weights that are floats are multiplied
+// in float32; in prefill that need not be precise an instruction set may take 14 bits of both.
 enum class Pass { kPrefill, kPrecisePrefill, kDecode };
 constexpr int kPasses = 3;
 
@@ -26,7 +27,7 @@ constexpr int kPasses = 3;
 struct MatmulTask {
   const Weight* w;
   int64_t row_begin, row_end;
-  const std::byte* x;  // quantized activations of this set, or float32 where the format is Kind::kFloat
+  const std::byte* x;  // as Kernels::activations says
   int64_t x_stride;    // bytes a row, where x has rows
   int n;               // rows of x
   const float* bias;   // [w->n_rows] or nullptr
@@ -51,9 +52,10 @@ struct AttentionTask {
   float* acc;  // [n_queries, head_dim_v] out: sum of exp(score - max) v
 };
 
-// Quantized activations of a batch, in the order that a pass of this set wants them.
+// Activations of a batch, in the order that a pass of this set wants them: quantized, or where there is no quantize()
+// float32 rows as they are.
 struct Activations {
-  int bits;    // that a value really has: 15 also where a set has no faster way
+  int bits;    // that a value really has: 15 also where a set has no faster way, 32 as floats
   int tokens;  // of a tile, which is what one call quantizes
   int64_t (*bytes)(int64_t n_cols, int64_t n_tokens);
   // Tile `tile` of x [n_tokens, n_cols], into its place in out.
@@ -66,7 +68,7 @@ struct Kernels {
   int prefill_rows, panel_rows;
   // Activations that share a scale: what bounds the error of a product.
   int activation_group;
-  Activations activations[kPasses];
+  Activations activations[kPasses][kFormats];
   MatmulFunction matmul[kPasses][kFormats];  // in decoding n <= kDecodeRows
   void (*attention)(const AttentionTask&);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);

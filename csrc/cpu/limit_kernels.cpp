@@ -27,7 +27,8 @@ PeakLoop peak_loop(const LimitKernels& kernels, const std::string& kind) {
   if (kind == "int8") return kernels.multiply_add_int8;
   if (kind == "float32") return kernels.multiply_add_float;
   if (kind == "bfloat16") return kernels.multiply_add_bf16;
-  throw ArgumentError("[limits] kind, expected int8, float32 or bfloat16, got " + kind);
+  if (kind == "int16") return kernels.multiply_add_int16;
+  throw ArgumentError("[limits] kind, expected int8, float32, bfloat16 or int16, got " + kind);
 }
 
 }  // namespace gristmill::cpu

@@ -20,7 +20,9 @@ struct LimitKernels {
   // Independent multiply-adds with all factors one; the sum of the accumulators, which is the number of them.
   int64_t (*multiply_add_int8)(int64_t iterations);
   int64_t (*multiply_add_float)(int64_t iterations);
-  int64_t (*multiply_add_bf16)(int64_t iterations);  // nullptr where the processor has no such instruction
+  // nullptr where the processor has no such instruction
+  int64_t (*multiply_add_bf16)(int64_t iterations);
+  int64_t (*multiply_add_int16)(int64_t iterations);
 };
 
 // One declaration a set; limit_kernels.cpp lists them.
@@ -29,7 +31,7 @@ LimitKernels avx2_limits();
 LimitKernels avx512_vnni_limits();
 
 using PeakLoop = int64_t (*)(int64_t iterations);
-// kind: "int8", "float32" or "bfloat16"; ArgumentError for another, nullptr where the processor has no such
+// kind: "int8", "float32", "bfloat16" or "int16"; ArgumentError for another, nullptr where the processor has no such
 // instruction.
 PeakLoop peak_loop(const LimitKernels& kernels, const std::string& kind);
 

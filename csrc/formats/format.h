@@ -38,7 +38,7 @@ enum class TypeId : uint32_t {
 };
 
 enum class Kind {
-  kFloat,   // kBlockSize 1; kernels convert to float32 and multiply in float32
+  kFloat,   // kBlockSize 1; kernels convert to float32 and multiply in float32, or to integers in prefill
   kAffine,  // to_affine() as above; kernels multiply integers
 };
 

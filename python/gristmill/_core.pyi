@@ -32,9 +32,9 @@ def activation_group(isa: str) -> int:
     How many activations share a scale in products with quantized weights; 0 for a whole row.
     """
 
-def prefill_bits(isa: str) -> int:
+def prefill_bits(isa: str, type_id: int, precise: bool = False) -> int:
     """
-    Bits of an activation that mode "prefill" multiplies quantized weights with: 8, or 15 as the others.
+    Bits of an activation that prefill multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.
     """
 
 def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int) -> tuple:

@@ -139,6 +139,7 @@ class BenchResult:
             "limit_int8_gop_s": self.limits.int8_gop_s,
             "limit_float32_gop_s": self.limits.float32_gop_s,
             "limit_bfloat16_gop_s": self.limits.bfloat16_gop_s,
+            "limit_int16_gop_s": self.limits.int16_gop_s,
             "limit_copy_gb_s": self.limits.copy_gb_s,
             "limit_tensor_gop_s": self.limits.tensor_gop_s,
         }

@@ -132,7 +132,10 @@ def limits_line(limits: Limits) -> str:
     threads = "1 thread" if limits.n_threads == 1 else f"{limits.n_threads} threads"
     text = f"{threads}, {limits.isa}: read {limits.read_gb_s:.1f} GB/s, int8 {limits.int8_gop_s:.0f} GOP/s"
     text += f", float32 {limits.float32_gop_s:.0f} GOP/s"
-    return text + (f", bfloat16 {limits.bfloat16_gop_s:.0f} GOP/s" if limits.bfloat16_gop_s else "")
+    for name, gop_s in (("bfloat16", limits.bfloat16_gop_s), ("int16", limits.int16_gop_s)):
+        if gop_s:
+            text += f", {name} {gop_s:.0f} GOP/s"
+    return text
 
 
 def _size(n: int) -> str:

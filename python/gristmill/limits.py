@@ -21,9 +21,9 @@ class Limits:
     """Best seen of ``n_threads`` threads with the instructions of ``isa``; a multiply-add is two operations.
 
     ``read_gb_s``: 1e9 bytes a second read from memory. ``int8_gop_s``: 1e9 operations a second of the
-    instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``). ``float32_gop_s``
-    and ``bfloat16_gop_s``: the same for float weights; the latter is 0 where the processor has no such
-    instruction.
+    instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``).
+    ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``): the same for float weights; the
+    latter two are 0 where the processor has no such instruction.
 
     Where layers are on GPUs, ``isa`` names all devices, and each number is what they reach one after the
     other, each with its part of the weights. A GPU counts its tensor products of halves (``tensor_gop_s``, 0
@@ -37,6 +37,7 @@ class Limits:
     int8_gop_s: float
     float32_gop_s: float
     bfloat16_gop_s: float
+    int16_gop_s: float = 0.0
     copy_gb_s: float = 0.0
     tensor_gop_s: float = 0.0
 
@@ -47,8 +48,8 @@ class Limits:
 
     @property
     def float_gop_s(self) -> float:
-        """What products of float weights can reach: the faster of the two kinds."""
-        return self.tensor_gop_s or max(self.float32_gop_s, self.bfloat16_gop_s)
+        """What products of float weights can reach: the fastest kind."""
+        return self.tensor_gop_s or max(self.float32_gop_s, self.bfloat16_gop_s, self.int16_gop_s)
 
     def best(self, other: Limits) -> Limits:
         """The larger of each, for what was seen once is possible; both of one ``isa`` and ``n_threads``."""
@@ -60,6 +61,7 @@ class Limits:
             max(self.int8_gop_s, other.int8_gop_s),
             max(self.float32_gop_s, other.float32_gop_s),
             max(self.bfloat16_gop_s, other.bfloat16_gop_s),
+            max(self.int16_gop_s, other.int16_gop_s),
             max(self.copy_gb_s, other.copy_gb_s),
             max(self.tensor_gop_s, other.tensor_gop_s),
         )
@@ -92,6 +94,7 @@ def measure_limits(
         peak("int8"),
         peak("float32"),
         peak("bfloat16"),
+        peak("int16"),
     )
 
 
@@ -102,7 +105,7 @@ def measure_gpu_limits(index: int, *, seconds: float = 0.4) -> Limits:
         DeviceError: There is no such GPU, or it has no memory to measure in.
     """
     read, copy, tensor = _core.measure_gpu_limits(index, seconds)
-    return Limits(f"cuda:{index}", 1, read, 0.0, 0.0, 0.0, copy, tensor)
+    return Limits(f"cuda:{index}", 1, read, 0.0, 0.0, 0.0, copy_gb_s=copy, tensor_gop_s=tensor)
 
 
 def one_after_the_other(parts: Sequence[tuple[float, Limits]], isa: str, n_threads: int) -> Limits:
@@ -119,6 +122,7 @@ def one_after_the_other(parts: Sequence[tuple[float, Limits]], isa: str, n_threa
         rate(lambda limits: limits.int8_gop_s),
         rate(lambda limits: limits.float32_gop_s),
         rate(lambda limits: limits.bfloat16_gop_s),
+        rate(lambda limits: limits.int16_gop_s),
         rate(lambda limits: limits.copy_gb_s),
         rate(lambda limits: limits.quantized_gop_s)
         if any(limits.tensor_gop_s for _, limits in parts)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -216,11 +218,16 @@ class Model:
 
     @property
     def prefill_bits(self) -> int:
-        """Bits of the activations that quantized weights are multiplied with in prefill: 8 or 15.
+        """Bits of the activations that most of the layers' weights are multiplied with in prefill.
 
-        Always 15 where ``precise`` is, and on instruction sets that have nothing faster.
+        8 for quantized weights, and 15 where ``precise`` is or an instruction set has nothing faster; for
+        F16 and BF16 14, or 32 (as floats).
         """
-        return 15 if self.precise else _core.prefill_bits(self.isa)
+        elements: Counter[int] = Counter()
+        for tensor in self.tensors.values():
+            if len(tensor.shape) == 2 and tensor.name.startswith("blk."):
+                elements[tensor.type_id] += math.prod(tensor.shape)
+        return _core.prefill_bits(self.isa, max(elements, key=elements.__getitem__), self.precise)
 
     @property
     def n_threads(self) -> int:

@@ -19,8 +19,8 @@ namespace {
 struct Case {
   std::string name;
   const formats::FormatInfo* format;
-  const cpu::Kernels* kernels;
   cpu::MatmulFunction matmul[cpu::kPasses];
+  cpu::Activations activations[cpu::kPasses];
 };
 using cpu::Pass;
 constexpr const char* kPassNames[] = {"prefill", "precise prefill", "decode"};
@@ -34,13 +34,12 @@ void fill_normal(float* x, size_t n) {
 
 // y of one product in two tasks, rows [0, split) and [split, n_rows).
 void multiply(const Case& c, Pass pass, const Weight& w, const float* x, int n, const float* bias, float* y) {
-  const bool affine = w.format->kind == formats::Kind::kAffine;
-  const cpu::Activations& a = c.kernels->activations[int(pass)];
-  const int64_t stride = affine ? a.bytes(w.n_cols, 1) : w.n_cols * int64_t(sizeof(float));
-  Guarded<std::byte> quantized(affine ? size_t(a.bytes(w.n_cols, n)) : 1);
-  if (affine)
+  const cpu::Activations& a = c.activations[int(pass)];
+  const int64_t stride = a.bytes(w.n_cols, 1);
+  Guarded<std::byte> quantized(a.quantize ? size_t(a.bytes(w.n_cols, n)) : 1);
+  if (a.quantize)
     for (int tile = 0; tile * a.tokens < n; ++tile) a.quantize(x, w.n_cols, n, tile, quantized.data());
-  const std::byte* input = affine ? quantized.data() : reinterpret_cast<const std::byte*>(x);
+  const std::byte* input = a.quantize ? quantized.data() : reinterpret_cast<const std::byte*>(x);
   const int64_t split = w.n_rows / 3;
   for (const auto& [begin, end] : {std::pair{split, w.n_rows}, {int64_t(0), split}}) {
     c.matmul[int(pass)]({&w, begin, end, input, stride, n, bias, y});
@@ -66,17 +65,35 @@ void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n,
   multiply(c, pass, w, x.data(), n, bias.data(), y.data());
   for (int t = 0; t < n; ++t) {
     const float* v = x.data() + t * n_cols;
-    double peak = 0.0;
-    for (int64_t k = 0; k < n_cols; ++k) peak = std::max(peak, double(std::fabs(v[k])));
+    double peak = 0.0, activations = 0.0;
+    for (int64_t k = 0; k < n_cols; ++k) {
+      peak = std::max(peak, double(std::fabs(v[k])));
+      activations += std::fabs(v[k]);
+    }
     for (int64_t r = 0; r < n_rows; ++r) {
-      double exact = bias[size_t(r)], magnitudes = 0.0;
+      double exact = bias[size_t(r)], magnitudes = 0.0, weight_peak = 0.0;
       for (int64_t k = 0; k < n_cols; ++k) {
-        exact += double(weights[size_t(r * n_cols + k)]) * v[k];
-        magnitudes += std::fabs(weights[size_t(r * n_cols + k)]);
+        const double weight = weights[size_t(r * n_cols + k)];
+        exact += weight * v[k];
+        magnitudes += std::fabs(weight);
+        weight_peak = std::max(weight_peak, std::fabs(weight));
       }
-      // Twice what rounding every activation the whole way costs, for the float32 sums.
-      const bool fast = c.kernels->activations[int(pass)].bits == 8;
-      const double allowed = magnitudes * peak / (fast ? 127 : 16256) + 1e-6;
+      // Twice what rounding every activation the whole way costs, for the float32 sums; where weights are rounded too,
+      // twice what that costs.
+      double allowed = 1e-6;
+      switch (c.activations[int(pass)].bits) {
+        case 8:
+          allowed += magnitudes * peak / 127;
+          break;
+        case 14:
+          allowed += (magnitudes * peak + weight_peak * activations) / 8191;
+          break;
+        case 15:
+          allowed += magnitudes * peak / 16256;
+          break;
+        default:
+          allowed += magnitudes * peak * 0x1p-20;
+      }
       const double error = std::fabs(y[size_t(t * n_rows + r)] - exact);
       CHECK(error <= allowed, "%s %s, %d x %d, token %d of %d, row %d: error %g of %g", c.name.c_str(),
             kPassNames[int(pass)], int(n_rows), int(n_cols), t, n, int(r), error, allowed);
@@ -127,11 +144,13 @@ constexpr formats::FormatInfo unknown_info() {
 template <class... Format>
 void check_fallbacks(const cpu::Kernels& kernels, const FallbackKernels& fallback, std::tuple<Format...>*) {
   static constexpr formats::FormatInfo infos[] = {unknown_info<Format>()...};
+  const int quantized = cpu::format_index(formats::find_format(uint32_t(formats::TypeId::Q8_0)));
   for (size_t i = 0; i < sizeof...(Format); ++i)
-    check_all_shapes({std::string(kernels.name) + " fallback " + std::string(infos[i].name),
-                      &infos[i],
-                      &kernels,
-                      {fallback.matmul[0][i], fallback.matmul[1][i], fallback.matmul[2][i]}});
+    check_all_shapes(
+        {std::string(kernels.name) + " fallback " + std::string(infos[i].name),
+         &infos[i],
+         {fallback.matmul[0][i], fallback.matmul[1][i], fallback.matmul[2][i]},
+         {kernels.activations[0][quantized], kernels.activations[1][quantized], kernels.activations[2][quantized]}});
 }
 
 void check_isa(const std::string& isa) {
@@ -140,8 +159,8 @@ void check_isa(const std::string& isa) {
     const int i = cpu::format_index(f);
     check_all_shapes({isa + " " + std::string(f->name),
                       f,
-                      &kernels,
-                      {kernels.matmul[0][i], kernels.matmul[1][i], kernels.matmul[2][i]}});
+                      {kernels.matmul[0][i], kernels.matmul[1][i], kernels.matmul[2][i]},
+                      {kernels.activations[0][i], kernels.activations[1][i], kernels.activations[2][i]}});
   }
   auto* unknown = static_cast<UnknownFormats*>(nullptr);
 #if defined(__x86_64__)

@@ -17,7 +17,7 @@ from typing import Any
 import gristmill
 import numpy as np
 import pytest
-from gristmill import ArgumentError, _core, bench_report
+from gristmill import ArgumentError, _core, bench_report, quants
 from gristmill.bench import BenchResult, at_best_limits, bench, run
 from gristmill.bench_work import BenchTest, Work, main_format, plan, work_of
 from gristmill.cli import main
@@ -28,6 +28,8 @@ SHAPE = {"n_layer": 2, "n_embd": 256, "n_head": 4, "n_head_kv": 2, "n_ff": 512, 
 # Weights of one layer: q and output 256 x 256, k and v 128 x 256, gate, up and down 512 x 256.
 LAYER = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 512 * 256
 OUTPUT = 320 * 256
+OPTIONAL_KINDS = ("bfloat16", "int16")
+KINDS = ("int8", "float32", *OPTIONAL_KINDS)
 LIMITS = Limits("some", 2, read_gb_s=10.0, int8_gop_s=400.0, float32_gop_s=50.0, bfloat16_gop_s=100.0)
 
 
@@ -136,22 +138,22 @@ def test_best_limits_of_all_results() -> None:
     assert [r.limits.int8_gop_s for r in results] == [400.0, 400.0, 400.0]
 
 
-@pytest.mark.parametrize("kind", ["int8", "float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_peak_of_every_set(kind: str) -> None:
     for isa in _core.supported_isas():
         peak = _core.measure_peak_ops(1, kind, 0.0, isa)
-        assert peak > 0.05 or (kind == "bfloat16" and peak == 0), isa
+        assert peak > 0.05 or (kind in OPTIONAL_KINDS and peak == 0), isa
 
 
 def test_peak_loops_do_what_they_are_timed_for() -> None:
     """Factors of one, so a loop's result is its number of multiply-adds: lanes, products a lane, sums."""
     lanes = {
-        "avx512_vnni": {"int8": 16 * 4, "float32": 16, "bfloat16": 16 * 2},
+        "avx512_vnni": {"int8": 16 * 4, "float32": 16, "bfloat16": 16 * 2, "int16": 16 * 2},
         "avx2": {"int8": 16 * 2, "float32": 8},
     }
     expected = {isa: {kind: 12 * n for kind, n in kinds.items()} for isa, kinds in lanes.items()}
     expected["scalar"] = {"int8": 256, "float32": 32}
-    for isa, kind in itertools.product(_core.supported_isas(), ("int8", "float32", "bfloat16")):
+    for isa, kind in itertools.product(_core.supported_isas(), KINDS):
         done = _core.multiply_adds(kind, 1000, isa)
         assert done == 1000 * expected[isa].get(kind, 0) or (kind == "bfloat16" and done == 0), (isa, kind)
         most = 1 << 22
@@ -291,7 +293,7 @@ KEYS = {
     "repetitions", "mean", "stddev", "best", "samples", "weight_bytes_per_token", "kv_bytes_per_token",
     "operations_per_token", "gb_per_s", "gop_per_s", "share_of_bandwidth", "share_of_peak", "bound",
     "share", "limit_read_gb_s", "limit_int8_gop_s", "limit_float32_gop_s", "limit_bfloat16_gop_s",
-    "device", "limit_copy_gb_s", "limit_tensor_gop_s",
+    "limit_int16_gop_s", "device", "limit_copy_gb_s", "limit_tensor_gop_s",
 }  # fmt: skip
 
 
@@ -341,7 +343,8 @@ def test_table_and_file(out: Any, tmp_path: Path) -> None:
 
 def test_precise_is_a_setting_of_the_results(out: Any) -> None:
     """What prefill multiplies with, where the machine's instruction set has a choice."""
-    bits = _core.prefill_bits(_core.supported_isas()[0])
+    q8_0 = quants.format_named("Q8_0").type_id
+    bits = _core.prefill_bits(_core.supported_isas()[0], q8_0)
     flags = ["-p", "16", "-n", "0", "-r", "1", "-t", "1", "-q"]
     for more, precise, expected in (([], False, bits), (["--precise"], True, 15)):
         [record] = json.loads(out(*flags, *more, "--json")[0])["results"]

@@ -152,7 +152,7 @@ def test_warnings_about_devices() -> None:
 
 def test_limits_one_after_the_other() -> None:
     cpu = Limits("avx2", 8, 50.0, 400.0, 100.0, 0.0)
-    gpu = Limits("cuda:0", 1, 4000.0, 0.0, 0.0, 0.0, 3800.0, 600e3)
+    gpu = Limits("cuda:0", 1, 4000.0, 0.0, 0.0, 0.0, copy_gb_s=3800.0, tensor_gop_s=600e3)
     both = one_after_the_other([(0.5, cpu), (0.5, gpu)], "cpu + cuda:0", 8)
     assert both.read_gb_s == pytest.approx(1 / (0.5 / 50 + 0.5 / 4000))
     assert both.quantized_gop_s == both.float_gop_s == pytest.approx(1 / (0.5 / 400 + 0.5 / 600e3))
@@ -172,7 +172,7 @@ def test_shares_of_devices(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatc
     assert device_shares(tiny) == pytest.approx([2 * sum(layers) / total, (sum(layers) + output) / total])
 
     def gpu(index: int, *, seconds: float) -> Limits:
-        return Limits(f"cuda:{index}", 1, 1000.0, 0.0, 0.0, 0.0, 900.0, 5000.0)
+        return Limits(f"cuda:{index}", 1, 1000.0, 0.0, 0.0, 0.0, copy_gb_s=900.0, tensor_gop_s=5000.0)
 
     def cpu(n_threads: int, isa: str, *, seconds: float) -> Limits:
         return Limits(isa, n_threads, 10.0, 100.0, 50.0, 0.0)

@@ -44,11 +44,13 @@ def test_prefill_in_company_changes_no_bit(fmt: quants.Format, isa: str, mode: s
 @each_format
 @each_isa
 def test_prefill_is_precise_where_it_has_no_8_bits(fmt: quants.Format, isa: str) -> None:
-    """Float formats always; a set that has no kernels of 8 bits. Elsewhere the two must not be one."""
+    """Where a set has no kernels of fewer bits for a format. Elsewhere the two must not be one."""
     packed, _ = packed_rows(fmt, K, "random")
     x = activations(9, K)
     same = same_bits(multiply(packed, fmt, x, isa, "prefill"), multiply(packed, fmt, x, isa, "precise"))
-    assert same == (fmt.kind == "float" or _core.prefill_bits(isa) == 15)
+    bits = [_core.prefill_bits(isa, fmt.type_id, precise) for precise in (False, True)]
+    assert bits[1] == (32 if fmt.kind == "float" else 15)
+    assert same == (bits[0] == bits[1])
 
 
 @each_format

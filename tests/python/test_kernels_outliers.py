@@ -90,7 +90,7 @@ def test_outliers_within_bound(fmt: quants.Format, isa: str, mode: str, case: st
     assert worst(y, packed, fmt, weights, x, isa, mode) <= 1
     if max(sizes) <= 1e4:  # beyond it float32 sums err as much as 15 bits do
         error = y - x.astype(np.float64) @ weights.astype(np.float64).T
-        noise = np.sqrt(np.mean((error / expected_error(weights, x, isa, mode)) ** 2))
+        noise = np.sqrt(np.mean((error / expected_error(fmt, weights, x, isa, mode)) ** 2))
         assert 0.9 < noise < 1.1
 
 

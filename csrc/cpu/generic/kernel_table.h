@@ -1,8 +1,10 @@
 // An instruction set's table of kernels from its vocabulary and its products with quantized weights. A set is a struct:
 //   Vec                                  the vocabulary of elementwise.h
 //   kName, kPrefillRows, kPanelRows, kActivationGroup   as in Kernels
-//   activations<Pass>()                  how a pass wants its activations; row_activations serves where it wants rows
-//   matmul<Format, Pass>                 products of Kind::kAffine; those of Kind::kFloat come from matmul_float.h
+//   kIntegers<Format, Pass>              whether it multiplies this format as integers: all of Kind::kAffine; those of
+//                                        Kind::kFloat else come from matmul_float.h
+//   activations<Format, Pass>()          how such a product wants its activations; row_activations where it wants rows
+//   matmul<Format, Pass>                 such a product
 #pragma once
 
 #include "cpu/generic/attention.h"
@@ -14,7 +16,7 @@ namespace gristmill::cpu {
 
 template <class Set, class Format, Pass kPass>
 constexpr MatmulFunction matmul_kernel() {
-  if constexpr (Format::kKind != formats::Kind::kFloat) {
+  if constexpr (Set::template kIntegers<Format, kPass>) {
     return Set::template matmul<Format, kPass>;
   } else if constexpr (kPass == Pass::kDecode) {
     return decode_float<typename Set::Vec, Format>;
@@ -32,6 +34,16 @@ constexpr Activations row_activations() {
           }};
 }
 
+template <class Set, class Format, Pass kPass>
+constexpr Activations activations_for() {
+  if constexpr (Set::template kIntegers<Format, kPass>) {
+    return Set::template activations<Format, kPass>();
+  } else {
+    return {32, 1, [](int64_t n_cols, int64_t n_tokens) { return n_tokens * n_cols * int64_t(sizeof(float)); },
+            nullptr};
+  }
+}
+
 template <class Set, class... Format>
 constexpr Kernels make_kernels(std::tuple<Format...>*) {
   using Vec = typename Set::Vec;
@@ -39,8 +51,9 @@ constexpr Kernels make_kernels(std::tuple<Format...>*) {
           Set::kPrefillRows,
           Set::kPanelRows,
           Set::kActivationGroup,
-          {Set::template activations<Pass::kPrefill>(), Set::template activations<Pass::kPrecisePrefill>(),
-           Set::template activations<Pass::kDecode>()},
+          {{activations_for<Set, Format, Pass::kPrefill>()...},
+           {activations_for<Set, Format, Pass::kPrecisePrefill>()...},
+           {activations_for<Set, Format, Pass::kDecode>()...}},
           {{matmul_kernel<Set, Format, Pass::kPrefill>()...},
            {matmul_kernel<Set, Format, Pass::kPrecisePrefill>()...},
            {matmul_kernel<Set, Format, Pass::kDecode>()...}},

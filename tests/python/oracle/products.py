@@ -2,7 +2,7 @@
 
 Kernels round activations to 15 bits with one scale per 32 values, or in prefill to 8 bits with a few values
 of a row kept apart, multiply integers exactly, and add the scaled sums of groups in float32. Float formats
-are multiplied in float32 throughout.
+are multiplied in float32, or in prefill with both sides rounded to 14 bits, one scale per 32.
 """
 
 from __future__ import annotations
@@ -17,17 +17,30 @@ Array = npt.NDArray[Any]
 
 ROUND = 2.0**-24  # relative error of one float32 operation
 STEPS = 16256  # of the activation grid on either side of zero
+STEPS_14_BIT = 8191
 STEPS_8_BIT = 127
 OUTLIER_RATIO = 2.0
 OUTLIER_MOST = 1e18  # whose square a float32 still holds
 
 
-def steps(x: Array, isa: str, mode: str = "decode") -> Array:
-    """Distance between neighbouring activations, for each value of x [n, k]; float64."""
+def prefill_bits(fmt: quants.Format, isa: str) -> int:
+    return _core.prefill_bits(isa, fmt.type_id)
+
+
+def steps_of_14_bits(values: Array) -> Array:
+    """Distance between neighbouring weights or activations [n, k], the last group of 32 perhaps short."""
+    k = values.shape[1]
+    magnitudes = np.pad(np.abs(values.astype(np.float64)), ((0, 0), (0, -k % 32)))
+    peaks = magnitudes.reshape(len(values), -1, 32).max(2)
+    return np.repeat(peaks / STEPS_14_BIT, 32, axis=1)[:, :k]
+
+
+def steps(x: Array, fmt: quants.Format, isa: str, mode: str = "decode") -> Array:
+    """Distance between neighbouring activations where weights are quantized, of x [n, k]; float64."""
     n, k = x.shape
     group = _core.activation_group(isa) or k
     magnitudes = np.abs(x.astype(np.float64)).reshape(n, k // group, group)
-    if mode == "prefill" and _core.prefill_bits(isa) == 8:
+    if mode == "prefill" and prefill_bits(fmt, isa) == 8:
         return np.repeat(scale_peaks(magnitudes) / STEPS_8_BIT, group, axis=1)
     return np.repeat(magnitudes.max(2) / STEPS, group, axis=1)
 
@@ -57,9 +70,16 @@ def bound(
     k = x.shape[1]
     exact = np.abs(x.astype(np.float64))
     if fmt.kind == "float":
-        return exact @ np.abs(weights.astype(np.float64)).T * compounded(k + 2)
+        size = np.abs(weights.astype(np.float64))
+        if mode == "prefill" and prefill_bits(fmt, isa) == 14:
+            half = 0.5 + 2 * ROUND * STEPS_14_BIT
+            x_off, w_off = steps_of_14_bits(x) * half, steps_of_14_bits(weights) * half
+            # Scales are rounded twice each, their product, a group's sum and its conversion once.
+            terms = (exact + x_off) @ (size + w_off).T * compounded(7 + -(-k // 32))
+            return x_off @ size.T + (exact + x_off) @ w_off.T + terms
+        return exact @ size.T * compounded(k + 2)
     # Half a step for each value, and what rounding x * (1 / scale) adds: two operations on up to 16256 steps.
-    off = steps(x, isa, mode) * (0.5 + 2 * ROUND * STEPS)
+    off = steps(x, fmt, isa, mode) * (0.5 + 2 * ROUND * STEPS)
     q, scale, low = _core.affine_rows(packed, fmt.type_id, k)
     group = k // scale.shape[1]
     terms = np.abs(np.repeat(scale, group, axis=1).astype(np.float64)) * q
@@ -75,6 +95,9 @@ def compounded(operations: int) -> float:
     return operations * ROUND / (1 - operations * ROUND)
 
 
-def expected_error(weights: Array, x: Array, isa: str, mode: str = "decode") -> Array:
-    """Standard deviation that rounding the activations alone gives each element: uniform over a step."""
-    return np.sqrt(steps(x, isa, mode) ** 2 / 12 @ (weights.astype(np.float64) ** 2).T)
+def expected_error(fmt: quants.Format, weights: Array, x: Array, isa: str, mode: str = "decode") -> Array:
+    """Standard deviation that rounding gives each element: errors uniform over a step, independent."""
+    exact, size = x.astype(np.float64) ** 2, weights.astype(np.float64) ** 2
+    if fmt.kind == "affine":
+        return np.sqrt(steps(x, fmt, isa, mode) ** 2 / 12 @ size.T)
+    return np.sqrt(steps_of_14_bits(x) ** 2 / 12 @ size.T + exact @ (steps_of_14_bits(weights) ** 2 / 12).T)

@@ -1,10 +1,5 @@
 # AVX2 with FMA and half-precision conversions: Haswell, Zen and later.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  # Under clang's sanitizers these checks of every array access take minutes to compile; AddressSanitizer's stay.
-  set(gristmill_light_checks "")
-  if(GRISTMILL_SANITIZE MATCHES "undefined" AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
-    set(gristmill_light_checks ";-fno-sanitize=null,alignment,object-size,pointer-overflow")
-  endif()
   set_source_files_properties(csrc/cpu/isa/avx2/kernels.cpp PROPERTIES COMPILE_OPTIONS
     "-mavx2;-mfma;-mf16c${gristmill_light_checks}")
   target_sources(gristmill_objects PRIVATE csrc/cpu/isa/avx2/kernels.cpp)

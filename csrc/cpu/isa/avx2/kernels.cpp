@@ -11,7 +11,9 @@ struct Set {
   using Vec = Avx2Vec;
   static constexpr const char* kName = "avx2";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows), kActivationGroup = 32;
-  template <Pass kPass>
+  template <class Format, Pass>
+  static constexpr bool kIntegers = Format::kKind == formats::Kind::kAffine;
+  template <class, Pass kPass>
   static constexpr Activations activations() {
     if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<BytePiece>, quantize_tile<BytePiece>};
     if constexpr (kPass == Pass::kPrecisePrefill)

@@ -60,6 +60,15 @@ GRISTMILL_INLINE void set_nibbles(const Rows& rows, int offset, Block block, Sin
 }
 constexpr auto as_they_are = [](__m256i nibbles, auto) GRISTMILL_LAMBDA { return nibbles; };
 
+// Blocks of a half-precision scale and nibbles.
+template <class Sink, class F>
+GRISTMILL_INLINE void unpack_half_nibbles(const Rows& rows, Sink& sink, const F& f) {
+  RowFields<uint16_t> d[8];
+  for (int b = 0; b < 8; ++b) d[b].copy(rows, 18 * b);
+  for_constants<8>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 18 * b + 2, b, sink, f); });
+  for (int b = 0; b < 8; ++b) sink.set_scale(b, floats(d[b]));
+}
+
 // A dword of two halves a row: scale and minimum, which takes in what Layout::kZero takes away.
 template <class Layout, class Sink>
 GRISTMILL_INLINE void set_scale_and_minimum(int group, const RowFields<uint32_t>& halves, Sink& sink) {
@@ -73,10 +82,7 @@ template <>
 struct PanelLayout<formats::Q4_0> : LayoutOf<formats::Q4_0, 8, false> {
   template <class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[8];
-    for (int b = 0; b < 8; ++b) d[b].copy(rows, 18 * b);
-    for_constants<8>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 18 * b + 2, b, sink, as_they_are); });
-    for (int b = 0; b < 8; ++b) sink.set_scale(b, floats(d[b]));
+    unpack_half_nibbles(rows, sink, as_they_are);
   }
 };
 
@@ -163,10 +169,7 @@ template <>
 struct PanelLayout<formats::IQ4_NL> : LayoutOf<formats::IQ4_NL, 128, false> {
   template <class Sink>
   GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
-    RowFields<uint16_t> d[8];
-    for (int b = 0; b < 8; ++b) d[b].copy(rows, 18 * b);
-    for_constants<8>([&](auto b) GRISTMILL_LAMBDA { set_nibbles(rows, 18 * b + 2, b, sink, as_iq4_levels); });
-    for (int b = 0; b < 8; ++b) sink.set_scale(b, floats(d[b]));
+    unpack_half_nibbles(rows, sink, as_iq4_levels);
   }
 };
 

@@ -6,39 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
-#include <utility>
 
-// Everything that handles registers by number is inlined, or its arrays would lie in memory. Not under a sanitizer,
-// whose checks make such functions so long that they take minutes to compile.
-#if defined(__SANITIZE_ADDRESS__)
-#define GRISTMILL_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define GRISTMILL_SANITIZED 1
-#endif
-#endif
-#if defined(GRISTMILL_SANITIZED)
-#define GRISTMILL_INLINE inline
-#define GRISTMILL_LAMBDA
-#else
-#define GRISTMILL_INLINE [[gnu::always_inline]] inline
-#define GRISTMILL_LAMBDA __attribute__((always_inline))
-#endif
+#include "cpu/generic/constants.h"
 
 namespace gristmill::cpu {
 namespace {
 
 constexpr int kPanelRows = 8;
-
-template <int i>
-constexpr std::integral_constant<int, i> constant{};
-// f(constant<0>), ..., f(constant<N - 1>).
-template <int N, class F>
-GRISTMILL_INLINE void for_constants(const F& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>)
-      GRISTMILL_LAMBDA { (f(constant<i>), ...); }(std::make_integer_sequence<int, N>{});
-}
 
 // Rows p + i * stride by what an address can hold: two bases, one and three strides.
 struct Rows {

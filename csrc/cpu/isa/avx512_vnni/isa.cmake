@@ -1,10 +1,5 @@
 # AVX-512 (F, BW, VL, DQ) with VNNI's int8 dot products: Cascade Lake, Ice Lake, Zen 4 and later.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  # Under clang's sanitizers these checks of every array access take minutes to compile; AddressSanitizer's stay.
-  set(gristmill_light_checks "")
-  if(GRISTMILL_SANITIZE MATCHES "undefined" AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
-    set(gristmill_light_checks ";-fno-sanitize=null,alignment,object-size,pointer-overflow")
-  endif()
   # GCC up to 12 warns of its own intrinsics, which spell an undefined register as a variable set to itself.
   set_source_files_properties(csrc/cpu/isa/avx512_vnni/kernels.cpp PROPERTIES COMPILE_OPTIONS
     "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-fno-tree-slp-vectorize;-mfma;-mf16c;-mprefer-vector-width=512;$<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>${gristmill_light_checks}")

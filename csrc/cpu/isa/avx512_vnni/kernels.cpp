@@ -11,18 +11,26 @@ struct Set {
   using Vec = Avx512Vec;
   static constexpr const char* kName = "avx512_vnni";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = kPanels * cpu::kPanelRows, kActivationGroup = 32;
-  template <Pass kPass>
+  template <class Format>
+  static constexpr bool kHalf = Format::kKind == formats::Kind::kFloat && sizeof(typename Format::Block) == 2;
+  template <class Format, Pass kPass>
+  static constexpr bool kIntegers =
+      Format::kKind == formats::Kind::kAffine || (kHalf<Format> && kPass == Pass::kPrefill);
+  template <class Format, Pass kPass>
   static constexpr Activations activations() {
+    if constexpr (kHalf<Format>) return {kWordBits, kTileTokens, word_tile_bytes, quantize_word_tile};
     if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<1>, quantize_tile<1>};
     if constexpr (kPass == Pass::kPrecisePrefill) return {15, kTileTokens, tile_bytes<2>, quantize_tile<2>};
     return {15, kTileTokens, decode_tile_bytes, quantize_decode_tile};
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
-    if constexpr (kPass == Pass::kDecode) {
+    if constexpr (kHalf<Format>) {
+      prefill<WordOperands<Format>>(task);
+    } else if constexpr (kPass == Pass::kDecode) {
       decode_affine<Format>(task);
     } else {
-      prefill_affine<Format, kPass == Pass::kPrefill ? 1 : 2>(task);
+      prefill<AffineOperands<Format, kPass == Pass::kPrefill ? 1 : 2>>(task);
     }
   }
 };

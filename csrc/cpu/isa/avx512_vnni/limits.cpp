@@ -1,4 +1,4 @@
-// Limits of AVX-512 VNNI: vpdpbusd, fused multiply-adds and, where the processor has it, vdpbf16ps, all on 512 bits.
+// Limits of AVX-512 VNNI: vpdpbusd, vpdpwssd, fused multiply-adds and, where the processor has it, vdpbf16ps, all on 512 bits.
 #include "cpu/generic/peak_loop.h"
 #include "cpu/generic/read_bytes.h"
 #include "cpu/limit_kernels.h"
@@ -42,6 +42,8 @@ int64_t total_of(__m512 sum) {
 
 GRISTMILL_PEAK_LOOP(multiply_add_int8, GRISTMILL_ON_SUMS("vpdpbusd"), "v", __m512i, _mm512_setzero_si512(),
                     _mm512_set1_epi8(1), total_of)
+GRISTMILL_PEAK_LOOP(multiply_add_int16, GRISTMILL_ON_SUMS("vpdpwssd"), "v", __m512i, _mm512_setzero_si512(),
+                    _mm512_set1_epi16(1), total_of)
 GRISTMILL_PEAK_LOOP(multiply_add_float, GRISTMILL_ON_SUMS("vfmadd231ps"), "v", __m512, _mm512_setzero_ps(),
                     _mm512_set1_ps(1.0f), total_of)
 // The set's own flags do not include it, the assembler knows it all the same.
@@ -56,7 +58,8 @@ LimitKernels avx512_vnni_limits() {
           {read_bytes<Words, 1>, read_bytes<Words, 4>},
           multiply_add_int8,
           multiply_add_float,
-          has_bf16 ? multiply_add_bf16 : nullptr};
+          has_bf16 ? multiply_add_bf16 : nullptr,
+          multiply_add_int16};
 }
 
 }  // namespace gristmill::cpu

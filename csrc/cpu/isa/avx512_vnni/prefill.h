@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/isa/avx512_vnni/multiply.h"
+#include "cpu/isa/avx512_vnni/words.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -11,11 +12,40 @@ constexpr int kPanels = 3;
 constexpr int64_t kTrioRows = kPanels * kPanelRows;
 constexpr int64_t kBlockRows = 4 * kTrioRows;  // that share a pass over the activations
 
+// What a block of rows is multiplied by: a panel, a tile of activations, and the product of both.
 template <class Format, int kPlanes>
-void prefill_affine(const MatmulTask& task) {
+struct AffineOperands {
   using Layout = PrefillLayout<Format>;
-  using Sums = PanelSums<kTileTokens>[kPanels];
+  using Panel = cpu::Panel;
   using Piece = TilePiece<kPlanes, kTileTokens>;
+  static void unpack(const Weight& w, int64_t r, int n_rows, int64_t k0, int64_t n_k, Panel& panel) {
+    unpack_piece<Layout>(w, r, n_rows, 1, k0, n_k, panel);
+  }
+  template <int P>
+  static void multiply(const Panel* panels, const Piece& piece, int n_groups, PanelSums<kTileTokens>* sums) {
+    multiply_tile<Layout, kPlanes, P, kTileTokens>(panels, &piece, n_groups, sums);
+    if constexpr (kPlanes == 1) add_outliers<Layout, kTileTokens>(panels, P, piece, sums);
+  }
+};
+
+template <class Format>
+struct WordOperands {
+  using Panel = WordPanel;
+  using Piece = WordPiece;
+  static void unpack(const Weight& w, int64_t r, int n_rows, int64_t k0, int64_t n_k, Panel& panel) {
+    unpack_blocks<WordLayout<Format>>(w, r, n_rows, 1, k0, n_k, panel);
+  }
+  template <int P>
+  static void multiply(const Panel* panels, const Piece& piece, int n_groups, PanelSums<kTileTokens>* sums) {
+    multiply_words<P>(panels, piece, n_groups, sums);
+  }
+};
+
+template <class Operands>
+void prefill(const MatmulTask& task) {
+  using Sums = PanelSums<kTileTokens>[kPanels];
+  using Piece = typename Operands::Piece;
+  using Panel = typename Operands::Panel;
   const Weight& w = *task.w;
   const int64_t m = w.n_rows, tiles = n_tiles(task.n, kTileTokens);
   const size_t sums_bytes = size_t(kBlockRows / kTrioRows * tiles) * sizeof(Sums);
@@ -34,14 +64,11 @@ void prefill_affine(const MatmulTask& task) {
         const int64_t r = r0 + trio * kTrioRows;
         const int n_panels = int(std::min<int64_t>(kPanels, (r1 - r + kPanelRows - 1) / kPanelRows));
         for (int p = 0; p < n_panels; ++p)
-          unpack_piece<Layout>(w, r + p * kPanelRows, int(std::min(int64_t(kPanelRows), r1 - r - p * kPanelRows)), 1,
-                               k0, n_k, panels[p]);
+          Operands::unpack(w, r + p * kPanelRows, int(std::min(int64_t(kPanelRows), r1 - r - p * kPanelRows)), k0, n_k,
+                           panels[p]);
         const auto all_tiles = [&]<int P>() {
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            Sums& to = sums[trio * tiles + tile];
-            multiply_tile<Layout, kPlanes, P, kTileTokens>(panels, x + tile, n_groups, to);
-            if constexpr (kPlanes == 1) add_outliers<Layout, kTileTokens>(panels, P, x[tile], to);
-          }
+          for (int64_t tile = 0; tile < tiles; ++tile)
+            Operands::template multiply<P>(panels, x[tile], n_groups, sums[trio * tiles + tile]);
         };
         n_panels == 3   ? all_tiles.template operator()<3>()
         : n_panels == 2 ? all_tiles.template operator()<2>()

@@ -6,39 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
-#include <utility>
 
-// Everything that handles registers by number is inlined, or its arrays would lie in memory. Not under a sanitizer,
-// whose checks make such functions so long that they take half an hour to compile.
-#if defined(__SANITIZE_ADDRESS__)
-#define GRISTMILL_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define GRISTMILL_SANITIZED 1
-#endif
-#endif
-#if defined(GRISTMILL_SANITIZED)
-#define GRISTMILL_INLINE inline
-#define GRISTMILL_LAMBDA
-#else
-#define GRISTMILL_INLINE [[gnu::always_inline]] inline
-#define GRISTMILL_LAMBDA __attribute__((always_inline))
-#endif
+#include "cpu/generic/constants.h"
 
 namespace gristmill::cpu {
 namespace {
 
 constexpr int kPanelRows = 16;
-
-template <int i>
-constexpr std::integral_constant<int, i> constant{};
-// f(constant<0>), ..., f(constant<N - 1>).
-template <int N, class F>
-GRISTMILL_INLINE void for_constants(const F& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>)
-      GRISTMILL_LAMBDA { (f(constant<i>), ...); }(std::make_integer_sequence<int, N>{});
-}
 
 struct Rows {
   const uint8_t* p;
@@ -75,7 +49,7 @@ inline __m512 high_halves(__m512i x) { return low_halves(_mm512_srli_epi32(x, 16
 template <int N, class F>
 GRISTMILL_INLINE void for_words(const Rows& rows, const F& f) {
   for_constants<(N + 3) / 4>([&](auto i) GRISTMILL_LAMBDA {
-    constexpr int first = 4 * i < N - 4 ? 4 * i : N - 4;  // the last four overlap those before where N is odd
+    constexpr int first = 4 * i < N - 4 ? 4 * i : N - 4;  // the last may overlap those before
     __m512i c[4];
     columns(rows, 4 * first, c);
     for_constants<4>([&](auto j) GRISTMILL_LAMBDA {

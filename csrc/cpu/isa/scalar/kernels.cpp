@@ -77,8 +77,10 @@ struct Set {
   static constexpr int kPrefillRows = 16, kPanelRows = 16, kActivationGroup = 32;
   static constexpr auto activation_bytes = cpu::activation_bytes;
   static constexpr auto quantize_activations = cpu::quantize_activations;
+  template <class Format, Pass>
+  static constexpr bool kIntegers = Format::kKind == formats::Kind::kAffine;
   // 15 bits in every pass.
-  template <Pass>
+  template <class, Pass>
   static constexpr Activations activations() {
     return row_activations<Set>();
   }
