@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gristmill.tokenizer import Tokenizer
 
 CACHE_TYPES = ("f32", "f16", "q8_0")
+_GPU_PREFILL_BITS = 11  # of halves
 
 
 def load(
@@ -60,7 +61,8 @@ def load(
         cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
         cache_type_v: The same for values.
         precise: Multiply quantized weights with activations of 15 bits in prefill too, as decoding always
-            does. By default prefill takes 8 bits and a few of a token's values exactly, which is faster.
+            does. By default prefill takes 8 bits and a few of a token's values exactly, which is faster. On a
+            GPU it takes halves (11 bits) either way, and warns.
         main_gpu: The GPU, by the driver's number, to use where one is enough; the first by default.
         tensor_split: Shares of the layers for each GPU in order; by default one GPU where that is enough,
             else all of them by their free memory.
@@ -103,8 +105,15 @@ def load(
 
 
 def _warn_about_device(model: Model, n_gpu_layers: int | None) -> None:
-    """Where a GPU was asked for, or is there, and the CPU was chosen for all layers or some."""
+    """Where a GPU was asked for, or is there, and the CPU was chosen for all layers or some; where what was
+    asked for is not to be had on a GPU."""
     note = model.engine.device_note
+    if model.precise and model.device != "cpu":
+        warnings.warn(
+            f"precise has no effect on a GPU, where prompts are multiplied with {_GPU_PREFILL_BITS} bits",
+            GristmillWarning,
+            stacklevel=3,
+        )
     if model.device == "cpu":
         asked = n_gpu_layers not in (None, 0)
         if asked or (note and not devices.why_no_gpu()):
@@ -221,13 +230,17 @@ class Model:
         """Bits of the activations that most of the layers' weights are multiplied with in prefill.
 
         8 for quantized weights, and 15 where ``precise`` is or an instruction set has nothing faster; for
-        F16 and BF16 14, or 32 (as floats).
+        F16 and BF16 14, or 32 (as floats); on a GPU 11, of halves.
         """
-        elements: Counter[int] = Counter()
+        on_gpu = [part for part in self.device_layers if part.device != "cpu"]
+        elements: Counter[int | None] = Counter()
         for tensor in self.tensors.values():
             if len(tensor.shape) == 2 and tensor.name.startswith("blk."):
-                elements[tensor.type_id] += math.prod(tensor.shape)
-        return _core.prefill_bits(self.isa, max(elements, key=elements.__getitem__), self.precise)
+                layer = int(tensor.name.split(".")[1])
+                there = any(part.first <= layer < part.last for part in on_gpu)
+                elements[None if there else tensor.type_id] += math.prod(tensor.shape)
+        kind = max(elements, key=elements.__getitem__)
+        return _GPU_PREFILL_BITS if kind is None else _core.prefill_bits(self.isa, kind, self.precise)
 
     @property
     def n_threads(self) -> int:

@@ -122,10 +122,11 @@ def test_rows_are_not_split() -> None:
         device_arguments(parser.parse_args(["-sm", "row"]))
 
 
-def loaded(parts: list[tuple[str, int, int]], note: str, **more: Any) -> Any:
+def loaded(parts: list[tuple[str, int, int]], note: str, precise: bool = False) -> Any:
     """What the engine says it did, without one."""
     fake = object.__new__(gristmill.Model)
-    fake.engine = SimpleNamespace(device_layers=parts, device_note=note, n_layer=4, **more)  # type: ignore[assignment]
+    fake.engine = SimpleNamespace(device_layers=parts, device_note=note, n_layer=4)  # type: ignore[assignment]
+    fake.precise = precise
     return fake
 
 
@@ -138,13 +139,23 @@ def test_warnings_about_devices() -> None:
         warnings.simplefilter("error")
         model._warn_about_device(whole, None)
         model._warn_about_device(asked, 3)
-        model._warn_about_device(loaded([("cpu", 0, 5)], ""), 0)
+        model._warn_about_device(loaded([("cpu", 0, 5)], "", precise=True), 0)
     with pytest.warns(
         GristmillWarning, match=r"3 of 5 layers run on the GPU, the rest on the CPU: too small"
     ):
         model._warn_about_device(loaded([("cpu", 0, 2), ("cuda:0 (H200)", 2, 5)], "too small"), None)
     with pytest.warns(GristmillWarning, match=r"n_gpu_layers=99 has no effect: no driver; all layers run on"):
         model._warn_about_device(loaded([("cpu", 0, 5)], "no driver"), 99)
+    with pytest.warns(GristmillWarning, match="precise has no effect on a GPU, where prompts .* 11 bits"):
+        model._warn_about_device(loaded([("cuda:0 (H200)", 0, 5)], "", precise=True), None)
+
+
+def test_bits_of_prefill_on_a_gpu(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = gristmill.load(tiny_model(formats="Q4_0", n_layer=3), device="cpu", n_threads=1, precise=True)
+    for first, bits in ((3, 15), (2, 15), (1, 11), (0, 11)):
+        parts = [DeviceLayers("cpu", 0, first), DeviceLayers("cuda:0 (H200)", first, 4)]
+        monkeypatch.setattr(gristmill.Model, "device_layers", parts)
+        assert tiny.prefill_bits == bits
 
 
 # Limits of a benchmark
