@@ -20,7 +20,8 @@ Library open_library(const std::filesystem::path& path) {
   if (!handle) return {nullptr, dlerror()};
   const auto get = reinterpret_cast<const Entry* (*)()>(dlsym(handle, kEntryName));
   if (!get || get()->version != kEntryVersion) return {nullptr, path.string() + " is of another version"};
-  if (get()->device_count() == 0) return {nullptr, "the NVIDIA driver finds no GPU, or is too old for CUDA 13"};
+  if (get()->device_count() == 0)
+    return {nullptr, "the NVIDIA driver finds no GPU, or is older than the CUDA that this was built with"};
   return {get(), ""};
 }
 

@@ -137,4 +137,27 @@ class CudaBackend final : public Backend {
   size_t top_host_size_ = 0;
 };
 
+template <class T>
+T* CudaBackend::grow(Buffer<T>& buffer, size_t n) {
+  if (n > buffer.size) {
+    use();
+    // Commands in the queue may point to the old memory.
+    flush(false);
+    synchronize(stream_);
+    buffer.memory.reset();
+    buffer.size = 0;
+    buffer.memory = make_device<T>(n);
+    buffer.size = n;
+  }
+  return buffer.memory.get();
+}
+
+template <class T>
+const T* CudaBackend::send(Buffer<T>& to, const std::vector<T>& values) {
+  T* p = grow(to, values.size());
+  use();
+  copy_to_device(p, values.data(), values.size() * sizeof(T), stream_);
+  return p;
+}
+
 }  // namespace gristmill::cuda

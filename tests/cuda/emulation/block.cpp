@@ -1,96 +1,22 @@
-#include "emulation/block.h"
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <map>
-#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
-#include <vector>
 
-#include "core/half.h"
-#include "emulation/fiber.h"
+#include "emulation/thread.h"
 
 gristmill::cuda::Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace gristmill::cuda::emulation {
-namespace {
-
-constexpr int kPoison = 0xff;
-
-struct Copy {
-  void* to;
-  const void* from;
-  unsigned bytes, bytes_from_memory;
-};
-
-struct CopyBarrier {
-  unsigned expected = 0, pending = 0, phase = 0;
-  int64_t bytes = 0;  // announced and not yet copied
-  std::vector<Copy> copies;
-
-  void settle() {
-    if (pending == 0 && bytes == 0) {
-      phase ^= 1;
-      pending = expected;
-    }
-  }
-};
-
-// A warpgroup's product on the accumulators d of one thread.
-struct Product {
-  float* d;
-  uint64_t a, b;
-  bool add;
-};
-
-enum class State { kReady, kWarp, kBlock, kPoll, kDone };
-
-struct Thread {
-  Fiber fiber;
-  State state = State::kDone;
-  Dim3 index;
-  int warp = 0, lane = 0;
-  // Where it waits and for what.
-  Site site{};
-  uint32_t mask = 0;
-  WarpAction act = nullptr;
-  void* argument = nullptr;
-  int barrier = 0;
-  unsigned barrier_threads = 0;
-  bool (*ready)(void*) = nullptr;
-  const char* what = "";
-
-  std::vector<Copy> open;
-  std::deque<std::vector<Copy>> groups;
-  bool waited_for_grid = false;
-
-  std::vector<Product> open_products;
-  std::deque<std::vector<Product>> product_groups;
-  std::map<float*, std::vector<float>> accumulators;  // of products that are under way
-  bool fenced = false;
-};
-
-struct Block {
-  const char* name = "";
-  const std::function<void()>* kernel = nullptr;
-  std::vector<std::unique_ptr<Thread>> threads;  // more than n from earlier launches
-  unsigned n = 0;
-  std::unique_ptr<std::byte, void (*)(void*)> shared{nullptr, std::free};
-  size_t shared_bytes = 0;
-  std::map<const uint64_t*, CopyBarrier> barriers;
-  Thread* current = nullptr;
-};
 
 Block block;
-std::mt19937_64 random_bits(1);
 
-Thread& self() { return *block.current; }
+namespace {
+
+std::mt19937_64 random_bits(1);
 
 bool same(const Site& a, const Site& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 
@@ -120,17 +46,6 @@ void suspend(State state, const Site& site) {
 void run_thread() {
   (*block.kernel)();
   self().state = State::kDone;
-}
-
-void do_copy(const Copy& c) {
-  std::memcpy(c.to, c.from, c.bytes_from_memory);
-  std::memset(static_cast<std::byte*>(c.to) + c.bytes_from_memory, 0, c.bytes - c.bytes_from_memory);
-}
-
-CopyBarrier& barrier_at(uint64_t* barrier, const Site& site) {
-  const auto it = block.barriers.find(barrier);
-  if (it == block.barriers.end()) fail(site, "a copy barrier that was not initialized");
-  return it->second;
 }
 
 [[noreturn]] void fail_stuck() {
@@ -336,143 +251,6 @@ void wait_until(bool (*ready)(void*), void* argument, const char* what, const Si
   t.argument = argument;
   t.what = what;
   suspend(ready(argument) ? State::kReady : State::kPoll, site);
-}
-
-void queue_copy(void* to, const void* from, unsigned bytes, unsigned bytes_from_memory, const Site& site) {
-  if (!is_shared(to, bytes)) fail(site, "an asynchronous copy to outside of shared memory");
-  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
-    fail(site, "an asynchronous copy of %u bytes between addresses that are not aligned to it", bytes);
-  std::memset(to, kPoison, bytes);
-  self().open.push_back({to, from, bytes, bytes_from_memory});
-}
-
-void commit_copies() {
-  Thread& t = self();
-  t.groups.push_back(std::move(t.open));
-  t.open.clear();
-}
-
-void wait_copies(unsigned groups_left, const Site&) {
-  Thread& t = self();
-  while (t.groups.size() > groups_left) {
-    for (const Copy& c : t.groups.front()) do_copy(c);
-    t.groups.pop_front();
-  }
-}
-
-void init_copy_barrier(uint64_t* barrier, unsigned arrivals, const Site& site) {
-  if (!is_shared(barrier, 8)) fail(site, "a copy barrier outside of shared memory");
-  block.barriers[barrier] = {arrivals, arrivals, 0, 0, {}};
-}
-
-void arrive_copy_barrier(uint64_t* barrier, unsigned expected_bytes, const Site& site) {
-  CopyBarrier& b = barrier_at(barrier, site);
-  if (b.pending == 0) fail(site, "more arrivals at a copy barrier than it was made for (%u)", b.expected);
-  b.bytes += expected_bytes;
-  --b.pending;
-  b.settle();
-}
-
-void queue_bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier, const Site& site) {
-  if (!is_shared(to, bytes)) fail(site, "a bulk copy to outside of shared memory");
-  if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
-    fail(site, "a bulk copy whose size (%u) or addresses are no multiples of 16", bytes);
-  std::memset(to, kPoison, bytes);
-  barrier_at(barrier, site).copies.push_back({to, from, bytes, bytes});
-}
-
-void wait_copy_barrier(uint64_t* barrier, unsigned parity, const Site& site) {
-  struct Argument {
-    CopyBarrier* barrier;
-    unsigned parity;
-  } argument{&barrier_at(barrier, site), parity};
-  wait_until(
-      [](void* p) {
-        const Argument& a = *static_cast<Argument*>(p);
-        CopyBarrier& b = *a.barrier;
-        if (b.phase == a.parity) {
-          for (const Copy& c : b.copies) {
-            do_copy(c);
-            b.bytes -= c.bytes;
-          }
-          const bool some = !b.copies.empty();
-          b.copies.clear();
-          if (some) b.settle();
-        }
-        return b.phase != a.parity;
-      },
-      &argument, "asynchronous copies", site);
-}
-
-namespace {
-
-// Half k of row `row` of an operand with rows of 128 bytes: the swizzle exchanges bits 4 to 6 of an address with those
-// of 7 to 9.
-float operand(uint64_t descriptor, int row, int k) {
-  size_t at = size_t(descriptor & 0x3fffu) << 4;
-  at += size_t(row / 8) * (size_t(descriptor >> 32 & 0x3fffu) << 4) + size_t(row % 8) * 128 + size_t(k) * 2;
-  at ^= (at >> 7 & 7) << 4;
-  uint16_t half;
-  if (at + 2 > block.shared_bytes) fail(Site::current(), "an operand beyond shared memory");
-  std::memcpy(&half, block.shared.get() + at, sizeof(half));
-  return half_to_float(half);
-}
-
-void do_product(const Thread& t, const Product& p, float* d) {
-  const int g = t.lane / 4, column = t.lane % 4 * 2, row = t.warp % 4 * 16 + g;
-  float a[2][16];
-  for (int half = 0; half < 2; ++half)
-    for (int k = 0; k < 16; ++k) a[half][k] = operand(p.a, row + 8 * half, k);
-  for (int j = 0; j < 32; ++j)
-    for (int i = 0; i < 2; ++i) {
-      float sums[2] = {};
-      for (int k = 0; k < 16; ++k) {
-        const float b = operand(p.b, 8 * j + column + i, k);
-        sums[0] += a[0][k] * b;
-        sums[1] += a[1][k] * b;
-      }
-      for (int half = 0; half < 2; ++half) {
-        float& to = d[4 * j + 2 * half + i];
-        to = p.add ? to + sums[half] : sums[half];
-      }
-    }
-}
-
-}  // namespace
-
-void fence_products() { self().fenced = true; }
-
-void queue_product(float* d, uint64_t a, uint64_t b, bool add, const Site& site) {
-  meet_warp(0xffffffffu, [](void* const*, uint32_t) {}, nullptr, site);
-  Thread& t = self();
-  if (!t.fenced) fail(site, "a product without fence_products() before it");
-  if (a >> 62 != 1 || b >> 62 != 1) fail(site, "operands that are not in the 128-byte swizzle");
-  std::vector<float>& sums = t.accumulators[d];
-  if (sums.empty()) {
-    sums.assign(d, d + 128);
-    std::memset(d, kPoison, 128 * sizeof(float));
-  }
-  t.open_products.push_back({d, a, b, add});
-}
-
-void commit_products() {
-  Thread& t = self();
-  t.product_groups.push_back(std::move(t.open_products));
-  t.open_products.clear();
-}
-
-void wait_products(unsigned groups_left, const Site& site) {
-  meet_warp(0xffffffffu, [](void* const*, uint32_t) {}, nullptr, site);
-  Thread& t = self();
-  while (t.product_groups.size() > groups_left) {
-    for (const Product& p : t.product_groups.front()) do_product(t, p, t.accumulators[p.d].data());
-    t.product_groups.pop_front();
-  }
-  // A warp waits as one: no lane goes on while another's products still read shared memory.
-  meet_warp(0xffffffffu, [](void* const*, uint32_t) {}, nullptr, site);
-  if (!t.product_groups.empty() || !t.open_products.empty()) return;
-  for (const auto& [d, sums] : t.accumulators) std::memcpy(d, sums.data(), 128 * sizeof(float));
-  t.accumulators.clear();
 }
 
 void grid_dependency_wait() { self().waited_for_grid = true; }
