@@ -41,13 +41,36 @@ struct WordOperands {
   }
 };
 
+// The lines that store_tile will write.
+inline void ask_for_tile(const MatmulTask& task, int64_t tile, int64_t r) {
+  for (int t = 0; t < kTileTokens && tile * kTileTokens + t < task.n; ++t)
+    for (int p = 0; p < kPanels; ++p)
+      __builtin_prefetch(task.y + (tile * kTileTokens + t) * task.w->n_rows + r + p * kPanelRows, 1);
+}
+
+// y of up to kPanels panels of rows from r on, for the tokens of a tile. Written between products, whose arithmetic
+// hides the wait for lines that no cache holds.
+inline void store_tile(const MatmulTask& task, int64_t tile, int64_t r, int64_t end,
+                       const PanelSums<kTileTokens>* sums) {
+  const int64_t m = task.w->n_rows;
+  for (int t = 0; t < kTileTokens && tile * kTileTokens + t < task.n; ++t)
+#pragma GCC unroll 3
+    for (int p = 0; p < kPanels; ++p) {
+      const int64_t row = r + p * kPanelRows;
+      const __mmask16 mask = first_lanes(end - row);
+      __m512 y = _mm512_load_ps(sums[p][t]);
+      if (task.bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, task.bias + row));
+      _mm512_mask_storeu_ps(task.y + (tile * kTileTokens + t) * m + row, mask, y);
+    }
+}
+
 template <class Operands>
 void prefill(const MatmulTask& task) {
   using Sums = PanelSums<kTileTokens>[kPanels];
   using Piece = typename Operands::Piece;
   using Panel = typename Operands::Panel;
   const Weight& w = *task.w;
-  const int64_t m = w.n_rows, tiles = n_tiles(task.n, kTileTokens);
+  const int64_t tiles = n_tiles(task.n, kTileTokens);
   const size_t sums_bytes = size_t(kBlockRows / kTrioRows * tiles) * sizeof(Sums);
   std::byte* scratch = thread_scratch(sums_bytes + kPanels * sizeof(Panel));
   auto* sums = reinterpret_cast<Sums*>(scratch);  // [trio of panels][tile]
@@ -55,7 +78,6 @@ void prefill(const MatmulTask& task) {
   for (int64_t r0 = task.row_begin; r0 < task.row_end; r0 += kBlockRows) {
     const int64_t r1 = std::min(task.row_end, r0 + kBlockRows);
     const int64_t trios = (r1 - r0 + kTrioRows - 1) / kTrioRows;
-    std::memset(static_cast<void*>(sums), 0, size_t(trios * tiles) * sizeof(Sums));
     const auto* x = reinterpret_cast<const Piece*>(task.x);
     for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += tiles) {
       const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
@@ -67,26 +89,19 @@ void prefill(const MatmulTask& task) {
           Operands::unpack(w, r + p * kPanelRows, int(std::min(int64_t(kPanelRows), r1 - r - p * kPanelRows)), k0, n_k,
                            panels[p]);
         const auto all_tiles = [&]<int P>() {
-          for (int64_t tile = 0; tile < tiles; ++tile)
-            Operands::template multiply<P>(panels, x[tile], n_groups, sums[trio * tiles + tile]);
+          for (int64_t tile = 0; tile < tiles; ++tile) {
+            Sums& to = sums[trio * tiles + tile];
+            if (k0 == 0) std::memset(static_cast<void*>(to), 0, sizeof to);
+            if (k0 + kPieceK >= w.n_cols) ask_for_tile(task, tile, r);
+            Operands::template multiply<P>(panels, x[tile], n_groups, to);
+            if (k0 + kPieceK >= w.n_cols) store_tile(task, tile, r, r1, to);
+          }
         };
         n_panels == 3   ? all_tiles.template operator()<3>()
         : n_panels == 2 ? all_tiles.template operator()<2>()
                         : all_tiles.template operator()<1>();
       }
     }
-    for (int64_t t = 0; t < task.n; ++t)
-      for (int64_t trio = 0; trio < trios; ++trio) {
-        const Sums& from = sums[trio * tiles + t / kTileTokens];
-#pragma GCC unroll 3
-        for (int p = 0; p < kPanels; ++p) {
-          const int64_t r = r0 + trio * kTrioRows + p * kPanelRows;
-          const __mmask16 mask = first_lanes(r1 - r);
-          __m512 y = _mm512_load_ps(from[p][t % kTileTokens]);
-          if (task.bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, task.bias + r));
-          _mm512_mask_storeu_ps(task.y + t * m + r, mask, y);
-        }
-      }
   }
 }
 
