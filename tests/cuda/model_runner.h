@@ -22,16 +22,18 @@ class Runner {
     return backend_.make_cache({h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, 40, type_k, type_v});
   }
 
-  // tokens[i] go to caches[i]; logits of every row are appended, or of none.
+  static constexpr size_t kAllRows = size_t(-1);
+
+  // tokens[i] go to caches[i]; logits of the last rows of each, as many as are wanted, are appended.
   void forward(const std::vector<KvCache*>& caches, const std::vector<std::vector<int32_t>>& tokens,
-               std::vector<float>& logits, bool wanted = true) {
+               std::vector<float>& logits, size_t wanted = kAllRows) {
     Batch batch;
     for (size_t i = 0; i < caches.size(); ++i) {
       batch.spans.push_back({caches[i], batch.n_rows(), int(tokens[i].size())});
-      for (const int32_t token : tokens[i]) {
-        if (wanted) batch.output_rows.push_back(batch.n_rows());
-        batch.positions.push_back(caches[i]->n_past() + batch.n_rows() - batch.spans.back().first_row);
-        batch.tokens.push_back(token);
+      for (size_t j = 0; j < tokens[i].size(); ++j) {
+        if (tokens[i].size() - j <= wanted) batch.output_rows.push_back(batch.n_rows());
+        batch.positions.push_back(caches[i]->n_past() + int64_t(j));
+        batch.tokens.push_back(tokens[i][j]);
       }
     }
     const size_t before = logits.size();
@@ -44,7 +46,7 @@ class Runner {
   std::vector<float> story(KvType type_k, KvType type_v, bool prefill) {
     std::vector<float> logits;
     const auto a = make_cache(type_k, type_v), b = make_cache(type_k, type_v);
-    const auto prompt = [&](KvCache* cache, const std::vector<int32_t>& tokens, bool wanted = true) {
+    const auto prompt = [&](KvCache* cache, const std::vector<int32_t>& tokens, size_t wanted = kAllRows) {
       if (prefill) return forward({cache}, {tokens}, logits, wanted);
       for (const int32_t token : tokens) forward({cache}, {{token}}, logits, wanted);
     };
@@ -55,7 +57,7 @@ class Runner {
     forward({a.get()}, {{12}}, logits);
     prompt(a.get(), {11, 12, 13});
     // Passes whose logits nobody wants must fill the cache all the same.
-    prompt(b.get(), {20, 21, 22, 23}, false);
+    prompt(b.get(), {20, 21, 22, 23}, 0);
     forward({b.get()}, {{24}}, logits);
     return logits;
   }

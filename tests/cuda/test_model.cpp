@@ -1,5 +1,7 @@
 // A whole model of two layers on the emulated device, through the host code that a GPU runs: its logits against the CPU
 // back end's, for prefill, decoding, several sequences together, truncation, and every type of cache.
+#include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -43,6 +45,22 @@ void check_model(const TinyShape& shape, formats::TypeId format, KvType type_k, 
   CHECK(device.n_commands() <= most, "%s: %zu launches a step, expected %zu", name.c_str(), device.n_commands(), most);
 }
 
+// A row's logits are the same however many rows are wanted, also where the head takes them in two parts.
+void check_rows(const TinyShape& shape) {
+  const TinyModel tiny = make_tiny(shape, formats::TypeId::Q4_0);
+  const MemoryFile file;
+  CHECK(file.write(tiny.bytes));
+  CudaBackend device(0);
+  Runner runner(tiny, file.path(), device);
+  std::vector<int32_t> tokens(34);
+  std::iota(tokens.begin(), tokens.end(), 2);
+  std::vector<float> all, last;
+  runner.forward({runner.make_cache(KvType::F16, KvType::F16).get()}, {tokens}, all);
+  runner.forward({runner.make_cache(KvType::F16, KvType::F16).get()}, {tokens}, last, 1);
+  CHECK(std::equal(last.begin(), last.end(), all.end() - ptrdiff_t(last.size())),
+        "the last of 34 rows has other logits alone");
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
@@ -60,6 +78,7 @@ int main() {
   cuda::test::check_model(shape, TypeId::Q4_K, KvType::F32, KvType::F32, false, kActivations);
   cuda::test::check_model(shape, TypeId::Q6_K, KvType::F16, KvType::F16, true, kHalves);
   cuda::test::check_model(shape, TypeId::F16, KvType::F32, KvType::F32, false, kSums);
+  cuda::test::check_rows(shape);
   cuda::emulation::set_seed(2);
   cuda::emulation::device_traits().major = 8;
   cuda::emulation::device_traits().multiprocessors = 2;
