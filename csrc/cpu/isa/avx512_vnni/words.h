@@ -6,8 +6,7 @@
 #pragma once
 
 #include "cpu/generic/activation_scale.h"
-#include "cpu/isa/avx512_vnni/panel_formats.h"
-#include "cpu/isa/avx512_vnni/tile.h"
+#include "cpu/isa/avx512_vnni/multiply.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -141,7 +140,7 @@ inline __m512i broadcast2(const int16_t* p) {
 // sums[panel] += panel . tile over n_groups groups of 32 k.
 template <int P>
 inline void multiply_words(const WordPanel* panels, const WordPiece& piece, int n_groups,
-                           float (*sums)[kTileTokens][kPanelRows]) {
+                           PanelSums<kTileTokens>* sums) {
   constexpr int T = kTileTokens;
   __m512 s[P][T];
 #pragma GCC unroll 12
@@ -151,9 +150,10 @@ inline void multiply_words(const WordPanel* panels, const WordPiece& piece, int 
 #pragma GCC unroll 5
     for (size_t i = 0; i < sizeof x; i += 64)
       _mm_prefetch(reinterpret_cast<const char*>(&x) + sizeof piece + i, _MM_HINT_T0);
+    ask_for_sums(sums + P, g);
     __m512i acc[P][T];
 #pragma GCC unroll 12
-    for (int i = 0; i < P * T; ++i) acc[i / T][i % T] = _mm512_setzero_si512();
+    for (int i = 0; i < P * T; ++i) acc[i / T][i % T] = zeros();
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       __m512i w[P];
