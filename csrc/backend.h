@@ -55,6 +55,17 @@ struct Span {
   int n_rows;
 };
 
+// Where the largest logits of some rows go, in host memory: what a sampler chain mostly needs of a vocabulary.
+struct TopLogits {
+  int k = 0;                  // of each row, below n_vocab
+  int64_t n_vocab = 0;        // tokens that take part; a model may have rows beyond its vocabulary
+  int32_t* ids = nullptr;     // [n, k], largest logit first, equal ones by id
+  float* values = nullptr;    // [n, k]
+  int32_t* finite = nullptr;  // [n], 0 where a logit of the row is NaN or infinite
+
+  TopLogits from_row(int64_t row) const { return {k, n_vocab, ids + row * k, values + row * k, finite + row}; }
+};
+
 // Tokens of one or several sequences, sequence after sequence.
 struct Batch {
   std::vector<int32_t> tokens;
@@ -63,6 +74,7 @@ struct Batch {
   std::vector<int> output_rows;  // rows whose logits are wanted
   // Host memory [n_layer + 1, n_rows, n_embd] for the residual stream before each layer and after the last, or nullptr.
   float* residuals = nullptr;
+  const TopLogits* top = nullptr;  // what is wanted of output_rows instead of their logits, or nullptr
   int n_rows() const { return int(tokens.size()); }
   // Decoding (one row a sequence) and prefill choose kernels by this, never by how many sequences share the batch, so
   // that a sequence gets the same bits alone and in company.
@@ -96,6 +108,12 @@ class Backend {
   virtual Weight upload_matrix(const Weight& w) { return w; }
   virtual std::unique_ptr<KvCache> make_cache(const KvShape& shape) = 0;
 
+  // What follows, uploads and operations, belongs to this layer; n_layer stands for the output head, and the embedding
+  // goes with layer 0. For a backend that keeps layers in several places.
+  virtual void at_layer(int /*layer*/) {}
+  // Whether two layers lie in one place, so that a matrix uploaded for one serves the other.
+  virtual bool share_memory(int /*layer*/, int /*other*/) const { return true; }
+
   // Called before the first and after the last operation of a pass. A pass that is given up has no end, and what it was
   // to write need not be written.
   virtual void begin(const Batch& /*batch*/) {}
@@ -123,6 +141,10 @@ class Backend {
   virtual void download(const float* from, size_t n, float* host) = 0;
   // Whether operations can write to ordinary host memory.
   virtual bool writes_host() const = 0;
+  // Whether top_logits() is there.
+  virtual bool finds_top_logits() const { return false; }
+  // The largest of each row of logits [n, row_length], after everything before is done.
+  virtual void top_logits(const float* /*logits*/, int /*n*/, int64_t /*row_length*/, const TopLogits& /*to*/) {}
   // Rows of x [*, n_cols] by index -> out [rows.size(), n_cols]
   virtual void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) = 0;
 };

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "core/error.h"
@@ -14,7 +15,18 @@ struct Library {
   std::string why_not;
 };
 
+Library open_library(const std::filesystem::path& path) {
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) return {nullptr, dlerror()};
+  const auto get = reinterpret_cast<const Entry* (*)()>(dlsym(handle, kEntryName));
+  if (!get || get()->version != kEntryVersion) return {nullptr, path.string() + " is of another version"};
+  if (get()->device_count() == 0)
+    return {nullptr, "the NVIDIA driver finds no GPU, or is older than the CUDA that this was built with"};
+  return {get(), ""};
+}
+
 Library load() {
+  if (const char* other = std::getenv("GRISTMILL_CUDA_LIBRARY"); other && *other) return open_library(other);
   Dl_info self{};
   if (dladdr(reinterpret_cast<const void*>(&why_not), &self) == 0 || !self.dli_fname)
     return {nullptr, "the folder of the extension module is unknown"};
@@ -23,16 +35,13 @@ Library load() {
   if (!std::filesystem::exists(path, error)) return {nullptr, "this build has no CUDA back end"};
   // The driver first, so that a machine without one is told apart from a broken build.
   if (!dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL)) return {nullptr, "no NVIDIA driver (libcuda.so.1) was found"};
-  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!handle) return {nullptr, dlerror()};
-  const auto get = reinterpret_cast<const Entry* (*)()>(dlsym(handle, kEntryName));
-  if (!get || get()->version != kEntryVersion) return {nullptr, path.string() + " is of another version"};
-  if (get()->device_count() == 0) return {nullptr, "the NVIDIA driver finds no GPU, or is too old for CUDA 13"};
-  return {get(), ""};
+  return open_library(path);
 }
 
+const Entry* brought = nullptr;
+
 const Library& library() {
-  static const Library loaded = load();
+  static const Library loaded = brought ? Library{brought, ""} : load();
   return loaded;
 }
 
@@ -40,6 +49,8 @@ const Library& library() {
 
 const Entry* entry() { return library().entry; }
 const std::string& why_not() { return library().why_not; }
+
+void use_entry(const Entry* entry) { brought = entry; }
 
 std::vector<DeviceInfo> devices() {
   std::vector<DeviceInfo> all;

@@ -1,84 +1,155 @@
 #include "device_choice.h"
 
+#include <algorithm>
 #include <charconv>
-#include <cstdio>
+#include <cmath>
 
 #include "core/error.h"
 #include "cuda_library.h"
+#include "layer_placement.h"
+#include "pipeline_backend.h"
 
 namespace gristmill {
 namespace {
 
-// What a device needs beside weights, cache and activations: buffers of the upload, partial sums, fragmentation.
-constexpr int64_t kSpareBytes = 256 << 20;
+// What a device needs beside weights, cache and activations: buffers of the upload, partial sums, the halves of a
+// prefill's weights and activations, fragmentation.
+constexpr int64_t kSpareBytes = 512 << 20;
+constexpr int64_t kLogitRows = 32;  // made at a time
 
-std::string gib(int64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.2f GiB", double(bytes) / (1 << 30));
-  return text;
+[[noreturn]] void refuse_name(const std::string& device) {
+  throw ArgumentError("[device] name, expected auto, cpu, cuda, or cuda:N with others after commas, got " + device);
 }
 
-// "cuda" is device 0.
-int device_index(const std::string& device, size_t n_devices) {
-  int index = 0;
-  if (device.size() > 4) {
-    const char* end = device.data() + device.size();
-    const auto [stop, error] = std::from_chars(device.data() + 5, end, index);
-    if (device[4] != ':' || error != std::errc() || stop != end || index < 0)
-      throw ArgumentError("[device] name, expected auto, cpu, cuda or cuda:N, got " + device);
+// The GPUs that a name stands for, by the driver's numbers.
+std::vector<int> gpus_of(const std::string& device, int n_devices) {
+  std::vector<int> found;
+  if (device == "auto" || device == "cuda") {
+    for (int i = 0; i < n_devices; ++i) found.push_back(i);
+    return found;
   }
-  if (size_t(index) >= n_devices)
-    throw DeviceError("[device] " + device + " is not there: there are " + std::to_string(n_devices) + " GPUs");
-  return index;
+  for (size_t begin = 0; begin <= device.size();) {
+    const size_t end = std::min(device.find(',', begin), device.size());
+    const std::string one = device.substr(begin, end - begin);
+    int index = 0;
+    const char* stop = one.data() + one.size();
+    if (!one.starts_with("cuda:")) refuse_name(device);
+    const auto [parsed, error] = std::from_chars(one.data() + 5, stop, index);
+    if (error != std::errc() || parsed != stop || index < 0) refuse_name(device);
+    if (index >= n_devices)
+      throw DeviceError("[device] " + one + " is not there: there " +
+                        (n_devices == 1 ? "is 1 GPU" : "are " + std::to_string(n_devices) + " GPUs"));
+    if (std::ranges::find(found, index) != found.end()) throw ArgumentError("[device] " + one + " is given twice");
+    found.push_back(index);
+    begin = end + 1;
+  }
+  return found;
 }
 
-struct Need {
-  int64_t weights, cache, work, total;
-};
-
-// Why a device with `free` bytes does not hold it, and what would.
-std::string too_little(const cuda::DeviceInfo& device, const Need& need, KvShape shape, const cuda::Entry& entry) {
-  std::string text = device.name + " has " + gib(device.free_bytes) + " free and the model needs " + gib(need.total) +
-                     " (weights " + gib(need.weights) + ", cache for " + std::to_string(shape.n_ctx) + " positions " +
-                     gib(need.cache) + "): " + gib(need.total - device.free_bytes) + " are missing; ";
-  const int64_t left = device.free_bytes - (need.total - need.cache);
-  int64_t fits = 0;
-  for (int64_t step = int64_t{1} << 30; step >= 256; step /= 2) {
-    shape.n_ctx = fits + step;
-    if (left > 0 && shape.n_ctx <= (int64_t{1} << 31) && entry.cache_bytes(shape) <= left) fits += step;
+void check_split(const std::vector<double>& split, size_t n_gpus) {
+  if (split.empty()) return;
+  if (split.size() > n_gpus)
+    throw ArgumentError("[device] tensor split, expected at most " + std::to_string(n_gpus) +
+                        " shares, one a GPU, got " + std::to_string(split.size()));
+  double sum = 0.0;
+  for (const double share : split) {
+    if (!(share >= 0.0) || !std::isfinite(share))
+      throw ArgumentError("[device] tensor split, expected shares of at least 0, got " + std::to_string(share));
+    sum += share;
   }
-  return text + (fits > 0 ? "--ctx-size " + std::to_string(fits) + " would fit" : "-ngl 0 runs it on the CPU");
+  if (sum == 0.0) throw ArgumentError("[device] tensor split, expected a share above 0, got none");
+}
+
+ModelBytes bytes_of(const models::ModelSource& source, const models::Hyperparameters& h, const cuda::Entry& entry,
+                    const DeviceRequest& request) {
+  ModelBytes bytes;
+  bytes.layers.resize(size_t(h.n_layer));
+  bytes.tied = true;
+  source.for_each_tensor([&](const std::string& name, const formats::FormatInfo& format, int64_t n_rows,
+                             int64_t n_cols) {
+    const int64_t size = n_rows == 1 ? n_cols * int64_t(sizeof(float)) : entry.matrix_bytes(format.id, n_rows, n_cols);
+    int layer = -1;
+    if (name.starts_with("blk.")) std::from_chars(name.data() + 4, name.data() + name.size(), layer);
+    if (layer >= 0 && layer < h.n_layer) bytes.layers[size_t(layer)] += size;
+    if (name == "token_embd.weight") bytes.embedding = size;
+    if (name.starts_with("output")) bytes.output += size;  // and output_norm
+    if (name == "output.weight") bytes.tied = false;
+  });
+  if (bytes.tied) bytes.output += bytes.embedding;
+  bytes.n_ctx = request.n_ctx > 0 ? request.n_ctx : h.n_ctx_train;
+  bytes.cache = [&entry, &h, &request](int n_layer, int64_t n_ctx) {
+    return entry.cache_bytes({n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, n_ctx, request.type_k, request.type_v});
+  };
+  bytes.logits = kLogitRows * h.n_vocab * int64_t(sizeof(float));
+  return bytes;
+}
+
+DeviceChoice cpu_choice(const models::Hyperparameters& h, const PassSize& mixed, std::string note) {
+  return {{{-1, "cpu", 0, h.n_layer + 1}}, std::move(note), mixed.max_batch};
 }
 
 }  // namespace
 
-DeviceChoice choose_device(const models::ModelSource& source, const models::Hyperparameters& h, int64_t work_bytes,
-                           const DeviceRequest& request) {
-  if (request.device == "cpu") return {};
+DeviceChoice choose_device(const models::ModelSource& source, const models::Hyperparameters& h, PassSize on_gpus,
+                           PassSize mixed, const DeviceRequest& request) {
+  if (request.device == "cpu" || request.n_gpu_layers == 0) return cpu_choice(h, mixed, "");
   const bool automatic = request.device == "auto";
-  if (!automatic && !request.device.starts_with("cuda"))
-    throw ArgumentError("[device] name, expected auto, cpu, cuda or cuda:N, got " + request.device);
+  if (!automatic && !request.device.starts_with("cuda")) refuse_name(request.device);
   const cuda::Entry* entry = cuda::entry();
   if (!entry) {
-    if (automatic) return {nullptr, "cpu", cuda::why_not()};
+    if (automatic) return cpu_choice(h, mixed, cuda::why_not());
     throw DeviceError("[device] " + request.device + " is not available: " + cuda::why_not());
   }
-  const int index = automatic ? 0 : device_index(request.device, size_t(entry->device_count()));
-  const cuda::DeviceInfo device = entry->device_info(index);
-  const KvShape shape{
-      h.n_layer,      h.n_head_kv,   h.head_dim_k, h.head_dim_v, request.n_ctx > 0 ? request.n_ctx : h.n_ctx_train,
-      request.type_k, request.type_v};
-  Need need{0, entry->cache_bytes(shape), work_bytes + kSpareBytes, 0};
-  source.for_each_tensor([&](const formats::FormatInfo& format, int64_t n_rows, int64_t n_cols) {
-    need.weights += n_rows == 1 ? n_cols * 4 : entry->matrix_bytes(format.id, n_rows, n_cols);
-  });
-  need.total = need.weights + need.cache + need.work;
-  if (need.total > device.free_bytes) {
-    const std::string why = too_little(device, need, shape, *entry);
-    if (automatic) return {nullptr, "cpu", why};
-    throw DeviceError("[device] " + why);
+  const std::vector<int> indices = gpus_of(request.device, entry->device_count());
+  std::vector<GpuMemory> gpus;
+  for (const int index : indices) {
+    const cuda::DeviceInfo info = entry->device_info(index);
+    gpus.push_back({"cuda:" + std::to_string(index) + " (" + info.name + ")", info.free_bytes});
   }
-  return {entry->make_backend(index), "cuda:" + std::to_string(index) + " (" + device.name + ")", ""};
+  check_split(request.tensor_split, gpus.size());
+  PlacementRequest wanted{request.n_gpu_layers, request.tensor_split, 0};
+  if (request.main_gpu >= 0) {
+    const auto main = std::ranges::find(indices, request.main_gpu);
+    if (main == indices.end())
+      throw DeviceError("[device] the main GPU cuda:" + std::to_string(request.main_gpu) + " is not among the " +
+                        std::to_string(indices.size()) + " of " + request.device);
+    wanted.main_gpu = size_t(main - indices.begin());
+  }
+
+  ModelBytes bytes = bytes_of(source, h, *entry, request);
+  Placement placement;
+  int max_batch = on_gpus.max_batch;
+  const int all = h.n_layer + 1;
+  // Large passes where everything fits along with their work space, else such as suit the CPU too.
+  if (wanted.n_gpu_layers.value_or(all) >= all) {
+    bytes.work = on_gpus.activations + kSpareBytes;
+    PlacementRequest as_fits = wanted;
+    as_fits.n_gpu_layers = std::nullopt;
+    placement = place_layers(bytes, gpus, as_fits);
+  }
+  if (placement.n_gpu_layers() < all) {
+    max_batch = mixed.max_batch;
+    bytes.work = mixed.activations + kSpareBytes;
+    placement = place_layers(bytes, gpus, wanted);
+  }
+
+  DeviceChoice choice{{}, "", max_batch};
+  const int n = placement.n_gpu_layers();
+  if (n < all && !wanted.n_gpu_layers) choice.note = why_not_more(bytes, gpus, wanted, placement);
+  if (n == 0 && !automatic) throw DeviceError("[device] " + choice.note + " for one layer; -ngl 0 runs it on the CPU");
+  if (n < all) choice.layers.push_back({-1, "cpu", 0, all - n});
+  for (const Placement::Range& r : placement.ranges)
+    choice.layers.push_back({indices[r.gpu], gpus[r.gpu].name, r.first, r.last});
+  return choice;
+}
+
+std::unique_ptr<Backend> make_backend(const DeviceChoice& choice,
+                                      const std::function<std::unique_ptr<Backend>()>& make_cpu) {
+  std::vector<PipelineBackend::Stage> stages;
+  for (const DeviceLayers& l : choice.layers)
+    stages.push_back({l.gpu < 0 ? make_cpu() : cuda::entry()->make_backend(l.gpu), l.first});
+  if (stages.size() == 1) return std::move(stages.front().backend);
+  return std::make_unique<PipelineBackend>(std::move(stages));
 }
 
 }  // namespace gristmill

@@ -8,7 +8,6 @@
 #include "core/thread_pool.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
-#include "device_choice.h"
 
 namespace gristmill {
 namespace {
@@ -16,6 +15,9 @@ namespace {
 // What activations of one pass may take; a pass has at least kMinBatch tokens all the same.
 constexpr int64_t kWorkspaceBytes = 96 << 20;
 constexpr int kMinBatch = 16, kMaxBatch = 512;
+// On GPUs alone: prefill unpacks every weight once a pass, so passes are large.
+constexpr int64_t kGpuWorkspaceBytes = 1 << 30;
+constexpr int kGpuMaxBatch = 2048;
 
 // Activations of one token.
 int64_t token_bytes(const models::Hyperparameters& h) {
@@ -24,18 +26,18 @@ int64_t token_bytes(const models::Hyperparameters& h) {
   return floats * int64_t(sizeof(float)) + 4 * std::max(h.n_ff, h.n_embd);  // and quantized inputs
 }
 
-int choose_max_batch(const models::Hyperparameters& h) {
-  return int(std::clamp<int64_t>(kWorkspaceBytes / token_bytes(h) / 16 * 16, kMinBatch, kMaxBatch));
+PassSize pass_size(const models::Hyperparameters& h, int64_t workspace_bytes, int max_batch) {
+  const int n = int(std::clamp<int64_t>(workspace_bytes / token_bytes(h) / 16 * 16, kMinBatch, max_batch));
+  return {n, n * token_bytes(h)};
 }
 
-// The backend of another device than the CPU, or nullptr and why.
 DeviceChoice choose(models::ModelSource& source, const EngineOptions& options) {
-  if (options.device == "cpu") return {};
   models::check_architecture(source);
   const models::Hyperparameters h = models::read_hyperparameters(source, RopeStyle::kNeox);  // the style is not used
-  const int64_t logits = 32 * h.n_vocab * int64_t(sizeof(float));
-  return choose_device(source, h, choose_max_batch(h) * token_bytes(h) + logits,
-                       {options.device, options.n_ctx, options.type_k, options.type_v});
+  return choose_device(source, h, pass_size(h, kGpuWorkspaceBytes, kGpuMaxBatch),
+                       pass_size(h, kWorkspaceBytes, kMaxBatch),
+                       {options.device, options.n_gpu_layers, options.main_gpu, options.tensor_split, options.n_ctx,
+                        options.type_k, options.type_v});
 }
 
 }  // namespace
@@ -44,17 +46,17 @@ Engine::Engine(models::ModelSource source, const EngineOptions& options)
     : source_(std::move(source)), options_(options) {
   const cpu::Kernels& kernels = cpu::choose_kernels(options.isa);
   isa_ = kernels.name;
-  DeviceChoice choice = choose(source_, options);
-  device_ = choice.name;
-  device_note_ = choice.note;
-  backend_ = std::move(choice.backend);
-  if (!backend_)
-    backend_ =
-        std::make_unique<cpu::CpuBackend>(kernels, options.n_threads > 0 ? options.n_threads : default_thread_count(),
-                                          options.precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill);
+  devices_ = choose(source_, options);
+  backend_ = make_backend(devices_, [&] {
+    return std::make_unique<cpu::CpuBackend>(kernels,
+                                             options.n_threads > 0 ? options.n_threads : default_thread_count(),
+                                             options.precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill);
+  });
+  source_.tell_progress(options.progress);
   model_ = models::make_model(source_, *backend_);
+  source_.tell_progress({});
+  options_.progress = {};  // it need not live longer than this call
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : hyperparameters().n_ctx_train;
-  max_batch_ = choose_max_batch(hyperparameters());
   // A context that cannot be had is an error of loading, not of the first session. It costs address space only.
   make_cache();
 }
@@ -73,13 +75,30 @@ void Engine::check_tokens(std::span<const int32_t> tokens) const {
                           std::to_string(token));
 }
 
+void Engine::check_top(const TopLogits* top) const {
+  if (!top) return;
+  if (!finds_top_logits()) throw ArgumentError("[top logits] the output, expected on a GPU");
+  const int64_t n_vocab = hyperparameters().n_vocab;
+  if (top->n_vocab < 1 || top->n_vocab > n_vocab)
+    throw ArgumentError("[top logits] vocabulary, expected 1 to " + std::to_string(n_vocab) + ", got " +
+                        std::to_string(top->n_vocab));
+  const int64_t most = std::min<int64_t>(top->n_vocab, kMostTopLogits);
+  if (top->k < 1 || top->k > most)
+    throw ArgumentError("[top logits] number, expected 1 to " + std::to_string(most) + ", got " +
+                        std::to_string(top->k));
+}
+
 void Engine::check_finite(const Batch& batch, const float* logits) const {
   const int64_t n_vocab = hyperparameters().n_vocab;
-  for (size_t i = 0; i < batch.output_rows.size(); ++i) {
+  const auto all_finite = [&](size_t i) {
+    if (batch.top) return batch.top->finite[i] != 0;
     const float* row = logits + int64_t(i) * n_vocab;
     uint32_t worst = 0;  // the largest exponent: all ones for infinity and NaN
     for (int64_t j = 0; j < n_vocab; ++j) worst = std::max(worst, std::bit_cast<uint32_t>(row[j]) & 0x7f800000u);
-    if (worst == 0x7f800000u)
+    return worst != 0x7f800000u;
+  };
+  for (size_t i = 0; i < batch.output_rows.size(); ++i) {
+    if (!all_finite(i))
       throw Error(source_.path() + ": the logits at position " +
                   std::to_string(batch.positions[size_t(batch.output_rows[i])]) +
                   " are not finite; the file's weights or scales hold NaN or infinity, or overflow");
@@ -94,9 +113,11 @@ void Engine::run(const Batch& batch, float* logits, const std::function<void()>&
 }
 
 void Engine::forward(KvCache& cache, std::span<const int32_t> tokens, LogitsOf wanted, float* logits,
-                     const std::function<void()>& between_layers, float* residuals) {
+                     const std::function<void()>& between_layers, float* residuals, const TopLogits* top) {
+  check_top(top);
   Batch batch;
   batch.residuals = residuals;
+  batch.top = top;
   batch.tokens.assign(tokens.begin(), tokens.end());  // the caller's array may change while this one is checked and run
   if (tokens.empty()) throw ArgumentError("[forward] tokens, expected at least one, got none");
   check_tokens(batch.tokens);
@@ -113,7 +134,9 @@ void Engine::forward(KvCache& cache, std::span<const int32_t> tokens, LogitsOf w
   run(batch, logits, between_layers);
 }
 
-void Engine::decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits) {
+void Engine::decode(std::span<KvCache* const> caches, std::span<const int32_t> tokens, float* logits,
+                    const TopLogits* top) {
+  check_top(top);
   if (caches.empty() || caches.size() != tokens.size())
     throw ArgumentError("[decode] tokens, expected one for each of " + std::to_string(caches.size()) +
                         " sessions, got " + std::to_string(tokens.size()));
@@ -125,16 +148,21 @@ void Engine::decode(std::span<KvCache* const> caches, std::span<const int32_t> t
   for (const KvCache* cache : caches)
     if (cache->n_past() + 1 > n_ctx_)
       throw ContextFullError("[decode] the context of " + std::to_string(n_ctx_) + " tokens is full");
-  for (size_t first = 0; first < ids.size(); first += size_t(max_batch_)) {
+  for (size_t first = 0; first < ids.size(); first += size_t(max_batch())) {
     Batch batch;
-    for (size_t i = first; i < std::min(ids.size(), first + size_t(max_batch_)); ++i) {
+    for (size_t i = first; i < std::min(ids.size(), first + size_t(max_batch())); ++i) {
       const int row = batch.n_rows();
       batch.tokens.push_back(ids[i]);
       batch.positions.push_back(caches[i]->n_past());
       batch.spans.push_back({caches[i], row, 1});
       batch.output_rows.push_back(row);
     }
-    run(batch, logits + int64_t(first) * hyperparameters().n_vocab, {});
+    TopLogits some;
+    if (top) {
+      some = top->from_row(int64_t(first));
+      batch.top = &some;
+    }
+    run(batch, top ? nullptr : logits + int64_t(first) * hyperparameters().n_vocab, {});
   }
 }
 

@@ -14,6 +14,8 @@ namespace gristmill::cuda::bench {
 struct Limits {
   double copy_bytes = 0, read_bytes = 0;  // a second
   double half_flops = 0, byte_ops = 0;    // a second, multiply and add counted as 2
+  double gemm_flops = 0;                  // of what prefill uses: mma.sync's half_flops, or wgmma's
+  const char* gemm = "mma.sync f16";
 };
 
 struct Context {

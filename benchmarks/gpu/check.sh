@@ -24,18 +24,14 @@ layers=${GRISTMILL_GPU_LAYERS:-64}
 failed=0
 say() { printf '%s\n' "$*" | tee -a "$out/log.txt"; }
 
+command -v nvcc >/dev/null || export PATH=$PATH:/usr/local/cuda/bin
 # The compute sanitizer where it is: on the PATH or beside nvcc.
-sanitizer() {
-  local tool
-  tool=$(command -v compute-sanitizer) || tool=$(dirname "$(readlink -f "$(command -v nvcc)")")/compute-sanitizer
-  [[ -x $tool ]] || return 127
-  timeout 150 "$tool" --error-exitcode 9 "$@"
-}
+sanitizer=$(command -v compute-sanitizer) ||
+  sanitizer=$(dirname "$(readlink -f "$(command -v nvcc || echo .)")")/compute-sanitizer
 
 part_build() {
   local cuda=() generator=()
   command -v ninja >/dev/null && generator=(-G Ninja)
-  command -v nvcc >/dev/null || export PATH=$PATH:/usr/local/cuda/bin
   cuda=("-DCMAKE_CUDA_COMPILER=$(command -v nvcc)")
   cmake -S . -B "$build" "${generator[@]}" "${cuda[@]}" -DCMAKE_BUILD_TYPE=Release -DGRISTMILL_PYTHON=OFF \
     -DGRISTMILL_TESTS=ON -DGRISTMILL_CUDA=ON >"$out/build.txt" 2>&1 &&
@@ -58,23 +54,33 @@ part_tests() {
   return "$bad"
 }
 
-part_sanitizer() { # what the emulation cannot see: races and reads of memory that nothing wrote
-  local test tool bad=0
-  : >"$out/sanitizer.txt"
+check_one() { # TOOL TEST: one line of verdict, what it printed in a file of its own
+  local name log began=$SECONDS
+  name=$1-$(basename "$2")
+  log=$out/sanitizer/$name.txt
+  timeout 100 "$sanitizer" --tool "$1" --error-exitcode 9 "$2" >"$log" 2>&1
+  case $? in
+    0) echo "  $name: clean, $((SECONDS - began)) s" ;;
+    124) echo "  $name: no finding in 100 s, not finished" ;;
+    *) echo "  $name: FAILED" && tail -n 12 "$log" ;;
+  esac >"$log.verdict"
+}
+part_sanitizer() { # what the emulation cannot see: races and reads of memory that nothing wrote; four at a time
+  local test tool
+  [[ -x $sanitizer ]] || { say "  not run: there is no compute-sanitizer" && return 0; }
+  rm -rf "$out/sanitizer" && mkdir -p "$out/sanitizer"
   for test in "$build"/tests/cuda/gpu_test_*; do
     [[ -x $test && ! -d $test ]] || continue
     for tool in memcheck racecheck; do
-      echo "--- $tool $(basename "$test")" >>"$out/sanitizer.txt"
-      sanitizer --tool "$tool" "$test" >>"$out/sanitizer.txt" 2>&1
-      case $? in
-        0) say "  $tool $(basename "$test"): clean" ;;
-        124) say "  $tool $(basename "$test"): no finding in 150 s, not finished" ;;
-        127) say "  not run: there is no compute-sanitizer" && return 0 ;;
-        *) bad=1 && say "  $tool $(basename "$test"): FAILED" && tail -n 12 "$out/sanitizer.txt" ;;
-      esac
+      while [[ $(jobs -rp | wc -l) -ge 4 ]]; do wait -n; done
+      check_one "$tool" "$test" &
     done
   done
-  return "$bad"
+  wait
+  cat "$out"/sanitizer/*.txt >"$out/sanitizer.txt"
+  say "$(cat "$out"/sanitizer/*.verdict)"
+  rm -rf "$out/sanitizer"
+  ! grep -q FAILED <<<"$(tail -n 400 "$out/log.txt" | grep -E '^  (memcheck|racecheck)-')"
 }
 
 bench() { timeout "$1" "$build/benchmarks/gpu/gpu_bench" "${@:2}" >>"$out/bench.jsonl" 2>>"$out/log.txt"; }
@@ -83,17 +89,18 @@ part_kernels() { bench 200 kernels; }
 part_models() {
   local mix bad=0
   for mix in $mixes; do
-    bench 150 "model:$mix:$layers" || { bad=1 && say "  model $mix: FAILED ($?)"; }
+    bench 130 "model:$mix:$layers" || { bad=1 && say "  model $mix: FAILED ($?)"; }
   done
   return "$bad"
 }
 
 part_python() { # the same library under the command line
   local model=${GRISTMILL_TEST_SMOLLM2:-}
-  if ! python3 -c 'import numpy, gguf, tokenizers, jinja2, rich, nanobind, scikit_build_core' 2>>"$out/log.txt"; then
-    say "  not run: a Python package is missing (log.txt)"
-    return 0
-  fi
+  local module missing=()
+  for module in numpy gguf tokenizers jinja2 rich prompt_toolkit platformdirs nanobind scikit_build_core; do
+    python3 -c "import $module" 2>/dev/null || missing+=("$module")
+  done
+  [[ ${#missing[@]} -eq 0 ]] || { say "  not run: Python lacks ${missing[*]}" && return 0; }
   [[ -f $model ]] || { say "  not run: GRISTMILL_TEST_SMOLLM2 names no model"; return 0; }
   python3 -m pip install -q --no-build-isolation --no-deps --target "$out/site" . >>"$out/log.txt" 2>&1 || return 1
   PYTHONPATH=$out/site:${PYTHONPATH:-} python3 -m gristmill info --devices | tee -a "$out/log.txt"
@@ -113,7 +120,8 @@ for part in "${parts[@]}"; do
   say "$part"
   if "part_$part"; then verdict=ok; else verdict=FAILED failed=1; fi
   say "$part: $verdict, $((SECONDS - began)) s"
+  [[ ! -s $out/bench.jsonl ]] || python3 benchmarks/gpu/table.py "$out/bench.jsonl" >"$out/table.txt"
   [[ $part != build || $verdict == ok ]] || exit 1
 done
-[[ ! -s $out/bench.jsonl ]] || python3 benchmarks/gpu/table.py "$out/bench.jsonl" | tee "$out/table.txt"
+[[ ! -s $out/table.txt ]] || cat "$out/table.txt"
 exit "$failed"

@@ -42,13 +42,21 @@ void measure_limits(Context& c) {
   });
   c.limits.read_bytes = 1e3 * double(kBytes) / ms;
   double operations = 0;
-  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_halves(sink.get(), c.device, c.stream); });
+  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_halves(sink.get(), 4096, c.device, c.stream); });
   c.limits.half_flops = 1e3 * operations / ms;
-  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_bytes(sink.get(), c.device, c.stream); });
+  ms = median_ms(c.stream, 2, [&](int) { operations = multiply_bytes(sink.get(), 4096, c.device, c.stream); });
   c.limits.byte_ops = 1e3 * operations / ms;
+  c.limits.gemm_flops = c.limits.half_flops;
+  if (prefill_order(c.device) == HalfOrder::kPanels) {
+    ms = median_ms(c.stream, 2, [&](int) { operations = multiply_wgmma(sink.get(), c.device, c.stream); });
+    c.limits.gemm_flops = 1e3 * operations / ms;
+    c.limits.gemm = "wgmma f16";
+  }
   report("limits", "device copy, read and written", c.limits.copy_bytes / 1e9, "GB/s");
   report("limits", "read", c.limits.read_bytes / 1e9, "GB/s");
   report("limits", "mma.sync f16, f32 sums", c.limits.half_flops / 1e12, "TFLOP/s");
+  if (c.limits.gemm_flops != c.limits.half_flops)
+    report("limits", "wgmma f16, f32 sums", c.limits.gemm_flops / 1e12, "TFLOP/s");
   report("limits", "mma.sync int8", c.limits.byte_ops / 1e12, "TOP/s");
   report("limits", "launch", 1e3 * median_ms(c.stream, 200, [&](int) { do_nothing(false, c.stream); }), "us");
   report("limits", "dependent launch", 1e3 * median_ms(c.stream, 200, [&](int) { do_nothing(true, c.stream); }), "us");
@@ -119,11 +127,12 @@ struct Activations {
         half_scales(make_device<float>(size_t(n))),
         planes(make_device<int8_t>(size_t(2 * n * padded))),
         sums(make_device<int32_t>(size_t(n * padded / 16))),
-        halves(make_device<uint16_t>(size_t(n * padded))),
+        halves(make_device<uint16_t>(size_t(prefill_rows(c.device, n) * padded))),
         quantized{planes.get(), scales.get(), sums.get(), padded} {
     half_rows.values = halves.get();
     half_rows.scales = half_scales.get();
     half_rows.padded = padded;
+    half_rows.order = prefill_order(c.device);
     std::vector<float> host(size_t(n * n_cols));
     std::mt19937 random(2);
     std::normal_distribution<float> normal;
@@ -142,7 +151,7 @@ void bench_products(const Context& c, const formats::FormatInfo& format, const S
   int64_t n_rows = 0;
   for (const int64_t rows : shape.n_rows) n_rows += rows;
   const auto partials = make_device<float>(size_t(decode_partials(c.device)));
-  const size_t n_counters = size_t(n_rows / kTileRows + 8);
+  const size_t n_counters = size_t(2 * (n_rows / kTileRows + 8));
   const auto counters = make_device<unsigned>(n_counters);
   fill(counters.get(), 0, n_counters * sizeof(unsigned), c.stream);
   const auto y = make_device<float>(size_t(n_rows * 2048));
@@ -156,11 +165,11 @@ void bench_products(const Context& c, const formats::FormatInfo& format, const S
     return all;
   };
   const std::string name = std::string(format.name) + " " + shape.name;
-  for (const int n : {1, 8}) {
+  for (const int n : {1, 4, 8, 32}) {
     const Activations x(c, n, shape.n_cols);
     const DecodeInput input{x.x.get(), x.quantized};
     const double ms = median_ms(c.stream, 20, [&](int i) {
-      decode_matmul(products(i, n), input, n, {partials.get(), counters.get()}, c.device, false, c.stream);
+      decode_matmul(products(i, n), input, n, {partials.get(), counters.get()}, {}, c.device, false, c.stream);
     });
     const double rate = 1e3 * double(matrices.bytes) / ms;
     report("decode", name + ", " + std::to_string(n) + " tokens", rate / 1e9, "GB/s", rate / c.limits.read_bytes,
@@ -174,7 +183,7 @@ void bench_products(const Context& c, const formats::FormatInfo& format, const S
     prefill_matmul(products(i, kPrefill), x.half_rows, kPrefill, scratch.get(), c.device, c.stream);
   });
   const double rate = 2e3 * double(n_rows) * double(shape.n_cols) * kPrefill / ms;
-  report("prefill", name + ", 2048 tokens", rate / 1e12, "TFLOP/s", rate / c.limits.half_flops, "mma.sync f16");
+  report("prefill", name + ", 2048 tokens", rate / 1e12, "TFLOP/s", rate / c.limits.gemm_flops, c.limits.gemm);
 }
 
 void bench_attention(const Context& c, KvType type, int64_t n_ctx) {
@@ -196,7 +205,7 @@ void bench_attention(const Context& c, KvType type, int64_t n_ctx) {
   fill(counters.get(), 0, kHeadsKv * sizeof(unsigned), c.stream);
   const double ms = median_ms(c.stream, 20, [&](int i) {
     decode_attention({1, position.get(), sequence.get(), caches.get()}, layout, i % 4, q.get(), kHeads, 0.09f,
-                     out.get(), space.get(), counters.get(), c.device, c.stream);
+                     out.get(), {}, space.get(), counters.get(), c.device, c.stream);
   });
   const double rate = 1e3 * double(layout.head_bytes() * kHeadsKv) / ms;
   report("attention", std::string(type == KvType::F16 ? "f16" : "q8_0") + " cache, " + std::to_string(n_ctx),

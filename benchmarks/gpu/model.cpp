@@ -191,7 +191,7 @@ struct Bench {
                          (2.0 * kHeads * kDim + 2.0 * kHeadsKv * kDim + 3.0 * kFf);
     report("model", mix + " prefill 2048", 2048 / seconds, "tok/s");
     report("model", mix + " prefill 2048, matrices", flops / seconds / 1e12, "TFLOP/s",
-           flops / seconds / context.limits.half_flops, "mma.sync f16");
+           flops / seconds / context.limits.gemm_flops, context.limits.gemm);
   }
 };
 

@@ -11,7 +11,10 @@ from pathlib import Path
 def main() -> int:
     rows: dict[tuple[str, str], dict[str, object]] = {}
     for line in Path(sys.argv[1]).read_text().splitlines():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a run that was stopped within a line
         rows[row["part"], row["name"]] = row
     part = ""
     for row in rows.values():

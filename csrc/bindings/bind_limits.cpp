@@ -1,16 +1,19 @@
 // The machine's limits, and kernels against the clock: what gristmill.bench and benchmarks/kernels measure with.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
 #include "core/error.h"
 #include "core/page_buffer.h"
 #include "cpu/limit_kernels.h"
+#include "cuda_library.h"
 #include "kernel_timer.h"
 #include "machine_limits.h"
 
@@ -68,6 +71,20 @@ void bind_limits(nb::module_& m) {
         nb::call_guard<nb::gil_scoped_release>(),
         "1e9 operations a second (a multiply-add is two), kind int8, float32 or bfloat16; 0 where there is no such "
         "instruction.");
+  m.def(
+      "measure_gpu_limits",
+      [](int index, double seconds) {
+        const cuda::Entry* entry = cuda::entry();
+        if (!entry || index < 0 || index >= entry->device_count())
+          throw DeviceError("[limits] cuda:" + std::to_string(index) + " is not there" +
+                            (entry ? std::string() : ": " + cuda::why_not()));
+        const cuda::DeviceLimits limits = entry->measure_limits(index, seconds);
+        return std::tuple{limits.read_gb_s, limits.copy_gb_s, limits.half_gop_s};
+      },
+      "index"_a, "seconds"_a = 0.4, nb::call_guard<nb::gil_scoped_release>(),
+      "1e9 bytes a second that a GPU reads from memory, 1e9 that it copies (both ways counted), 1e9 operations a "
+      "second "
+      "of tensor products of halves.");
   m.def("read_bytes", &read_bytes, "bytes"_a, "isa"_a = "",
         "The loops that bandwidth is measured with, one after the other: the exclusive or of all 64-bit words.");
   m.def("multiply_adds", &multiply_adds, "kind"_a, "iterations"_a, "isa"_a = "",

@@ -1,11 +1,14 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/set.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 
@@ -72,6 +75,27 @@ Residuals make_residuals(size_t n_streams, size_t n_tokens, size_t n_embd, float
   return Residuals(data, {n_streams, n_tokens, n_embd}, owner);
 }
 
+// Memory of the largest logits of some rows, and arrays of it.
+struct TopArrays {
+  size_t n_rows, k;
+  std::vector<int32_t> ids, finite;
+  std::vector<float> values;
+
+  TopArrays(size_t rows, int wanted) : n_rows(rows), k(size_t(std::clamp(wanted, 0, Engine::kMostTopLogits))) {
+    ids.resize(n_rows * k);
+    values.resize(n_rows * k);
+    finite.resize(n_rows);
+  }
+  TopLogits request(int wanted, int64_t n_vocab) { return {wanted, n_vocab, ids.data(), values.data(), finite.data()}; }
+  template <class T>
+  nb::ndarray<nb::numpy, T, nb::ndim<2>> array(std::vector<T>& values_of) const {
+    auto* owned = new std::vector<T>(std::move(values_of));
+    const nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    return {owned->data(), {n_rows, k}, owner};
+  }
+  auto arrays() { return std::pair{array(ids), array(values)}; }
+};
+
 std::span<const int32_t> span_of(const Tokens& tokens) { return {tokens.data(), tokens.size()}; }
 
 // name, type_id, shape (rows first), file_index, offset
@@ -80,11 +104,22 @@ using TensorTuple = std::tuple<std::string, uint32_t, std::vector<uint64_t>, int
 std::shared_ptr<Engine> make_engine(const std::vector<nb::bytes>& paths, const std::vector<TensorTuple>& tensors,
                                     const nb::dict& metadata, int64_t n_ctx, int n_threads,
                                     const std::string& cache_type_k, const std::string& cache_type_v,
-                                    const std::string& isa, bool precise, const std::string& device) {
+                                    const std::string& isa, bool precise, const std::string& device,
+                                    std::optional<int> n_gpu_layers, int main_gpu,
+                                    const std::vector<double>& tensor_split,
+                                    const std::optional<nb::callable>& progress) {
   std::vector<models::TensorEntry> entries;
   for (const auto& [name, type_id, shape, file_index, offset] : tensors)
     entries.push_back({name, type_id, shape, file_index, offset});
-  EngineOptions options{n_ctx, n_threads, to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa, precise, device};
+  EngineOptions options{
+      n_ctx,    n_threads,   to_kv_type(cache_type_k), to_kv_type(cache_type_v), isa, precise, device, n_gpu_layers,
+      main_gpu, tensor_split};
+  // By reference: the options outlive this call, in the engine, and must not hold a Python object.
+  if (progress)
+    options.progress = [&progress](int64_t done, int64_t total) {
+      const nb::gil_scoped_acquire acquire;
+      (*progress)(done, total);
+    };
   std::vector<std::string> files;  // bytes: a file's name need not be UTF-8
   for (const nb::bytes& path : paths) files.emplace_back(path.c_str(), path.size());
   auto values = to_metadata(metadata);
@@ -106,6 +141,17 @@ struct SessionHandle {
   std::shared_ptr<Engine> engine;
   std::unique_ptr<KvCache> cache;
 };
+
+// The engine that all sessions are of, and their caches.
+std::pair<Engine*, std::vector<KvCache*>> engine_of(const std::vector<SessionHandle*>& sessions) {
+  if (sessions.empty() || !sessions.front()) throw ArgumentError("[decode] sessions, expected at least one, got none");
+  std::vector<KvCache*> caches;
+  for (const SessionHandle* s : sessions) {
+    if (!s || s->engine != sessions.front()->engine) throw ArgumentError("[decode] sessions of different models");
+    caches.push_back(s->cache.get());
+  }
+  return {sessions.front()->engine.get(), std::move(caches)};
+}
 
 }  // namespace
 
@@ -147,7 +193,16 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("n_threads", &Engine::n_threads)
       .def_prop_ro("max_batch", &Engine::max_batch)
       .def_prop_ro("isa", &Engine::isa)
-      .def_prop_ro("device", &Engine::device)
+      .def_prop_ro(
+          "device_layers",
+          [](const Engine& e) {
+            std::vector<std::tuple<std::string, int, int>> all;
+            for (const DeviceLayers& l : e.device_layers()) all.push_back({l.name, l.first, l.last});
+            return all;
+          },
+          "(device, first, last) of layers [first, last) one after the other, the output counting as the last layer.")
+      .def_prop_ro("finds_top_logits", &Engine::finds_top_logits)
+      .def_prop_ro_static("most_top_logits", [](nb::handle) { return Engine::kMostTopLogits; })
       .def_prop_ro("device_note", &Engine::device_note)
       .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
       .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); })
@@ -169,8 +224,10 @@ void bind_model(nb::module_& m) {
                   "dict(shape=(None, None))]]]"),
           "(tensor, tokens, sums float32 [1, n_cols]) of every matrix since observe().");
   m.def("make_engine", make_engine, "paths"_a, "tensors"_a, "metadata"_a, "n_ctx"_a, "n_threads"_a, "cache_type_k"_a,
-        "cache_type_v"_a, "isa"_a, "precise"_a = false, "device"_a = "cpu",
-        "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).");
+        "cache_type_v"_a, "isa"_a, "precise"_a = false, "device"_a = "cpu", "n_gpu_layers"_a = nb::none(),
+        "main_gpu"_a = -1, "tensor_split"_a = std::vector<double>(), "progress"_a = nb::none(),
+        "Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset). progress is called "
+        "with the bytes of weights that were read, and all there are.");
 
   nb::class_<SessionHandle>(m, "Session", "One sequence: a KV cache of an engine.")
       .def(
@@ -206,6 +263,22 @@ void bind_model(nb::module_& m) {
           "tokens"_a, "logits_of"_a = "last",
           "Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].")
       .def(
+          "forward_top",
+          [](SessionHandle& s, const Tokens& tokens, int k, int64_t n_vocab) {
+            TopArrays found(1, k);
+            const TopLogits top = found.request(k, n_vocab);
+            {
+              const nb::gil_scoped_release release;
+              s.engine->forward(*s.cache, span_of(tokens), LogitsOf::kLast, nullptr,
+                                check_signals_if_long(tokens.size()), nullptr, &top);
+            }
+            return found.arrays();
+          },
+          "tokens"_a, "k"_a, "n_vocab"_a,
+          "Appends tokens; of the last one's logits the k largest of the first n_vocab, largest first: ids int32 [1, "
+          "k], "
+          "logits float32 [1, k].")
+      .def(
           "residuals",
           [](SessionHandle& s, const Tokens& tokens) {
             const auto& h = s.engine->hyperparameters();
@@ -224,23 +297,32 @@ void bind_model(nb::module_& m) {
   m.def(
       "decode",
       [](const std::vector<SessionHandle*>& sessions, const Tokens& tokens) {
-        if (sessions.empty() || !sessions.front())
-          throw ArgumentError("[decode] sessions, expected at least one, got none");
-        std::vector<KvCache*> caches;
-        for (const SessionHandle* s : sessions) {
-          if (!s || s->engine != sessions.front()->engine) throw ArgumentError("[decode] sessions of different models");
-          caches.push_back(s->cache.get());
-        }
-        Engine& engine = *sessions.front()->engine;
+        const auto [engine, caches] = engine_of(sessions);
         float* data = nullptr;
-        Logits logits = make_logits(sessions.size(), size_t(engine.hyperparameters().n_vocab), data);
+        Logits logits = make_logits(sessions.size(), size_t(engine->hyperparameters().n_vocab), data);
         {
           const nb::gil_scoped_release release;
-          engine.decode(caches, span_of(tokens), data);
+          engine->decode(caches, span_of(tokens), data);
         }
         return logits;
       },
       "sessions"_a, "tokens"_a, "One token for each session; float32 logits [len(sessions), n_vocab].");
+  m.def(
+      "decode_top",
+      [](const std::vector<SessionHandle*>& sessions, const Tokens& tokens, int k, int64_t n_vocab) {
+        const auto [engine, caches] = engine_of(sessions);
+        TopArrays found(sessions.size(), k);
+        const TopLogits top = found.request(k, n_vocab);
+        {
+          const nb::gil_scoped_release release;
+          engine->decode(caches, span_of(tokens), nullptr, &top);
+        }
+        return found.arrays();
+      },
+      "sessions"_a, "tokens"_a, "k"_a, "n_vocab"_a,
+      "The same with each session's k largest logits of the first n_vocab, largest first: ids int32 [len(sessions), "
+      "k], "
+      "logits float32 [len(sessions), k].");
 }
 
 }  // namespace gristmill::bindings

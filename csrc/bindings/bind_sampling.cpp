@@ -145,6 +145,12 @@ void bind_sampling(nb::module_& m) {
              const nb::gil_scoped_release no_gil;
              return self.with([&](Chain& chain) { return chain.sample(span_of(logits)); });
            })
+      .def("n_needed", [](ChainObject& self) { return self.with([](Chain& chain) { return chain.n_needed(); }); })
+      .def("sample_top",
+           [](ChainObject& self, const Tokens& ids, const Logits& logits, size_t n_vocab) {
+             const nb::gil_scoped_release no_gil;
+             return self.with([&](Chain& chain) { return chain.sample(span_of(ids), span_of(logits), n_vocab); });
+           })
       .def(
           "distribution",
           [](ChainObject& self, const Logits& logits, const std::optional<Tokens>& history) {

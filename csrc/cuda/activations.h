@@ -21,12 +21,19 @@ struct QuantizedRows {
   int64_t padded = 0;
 };
 
+// How halves lie in memory. Panels are what wgmma reads from shared memory, so that plain copies bring them there: 64
+// rows x 64 columns, 8 KiB, row block after row block; in a panel rows of eight chunks of 16 bytes, chunk c of row r at
+// c ^ (r % 8).
+enum class HalfOrder { kRows, kPanels };
+constexpr int kPanel = 64;
+
 // One half each: x = scale * value, one power of two for each row, so that the largest |value| lies in [2^14, 2^15) and
-// nothing overflows (0 for rows of zeros; NaN where the row is not finite). In the order of columns.
+// nothing overflows (0 for rows of zeros; NaN where the row is not finite).
 struct HalfRows {
-  uint16_t* values = nullptr;  // [n][padded]
+  uint16_t* values = nullptr;  // [n][padded], of panels a multiple of 128 rows
   float* scales = nullptr;     // [n]
   int64_t padded = 0;
+  HalfOrder order = HalfOrder::kRows;
 };
 
 // Where an operation leaves its rows: wherever a pointer is given.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/activations.h"
 #include "cuda/kv_layout.h"
 #include "cuda/runtime.h"
 
@@ -15,9 +16,12 @@ int64_t decode_attention_workspace(const KvLayout& layout, int n_head, int n, co
 // Row t, at batch.positions[t], attends to positions 0 to positions[t] of its own cache. The number of splits and the
 // order of sums depend on a row's own length only, never on n: a sequence gets the same bits alone and in company.
 // counters: unsigned[n * n_head_kv] that are 0 before and after.
+// quantized (where planes is given): the result also as the product that follows reads it.
 void decode_attention(const DeviceBatch& batch, const KvLayout& layout, int layer, const float* q, int n_head,
-                      float scale, float* out, void* workspace, unsigned* counters, const DeviceInfo& device,
-                      Stream stream);
+                      float scale, float* out, const QuantizedRows& quantized, void* workspace, unsigned* counters,
+                      const DeviceInfo& device, Stream stream);
+// Whether the shapes allow it.
+bool decode_attention_quantizes(const KvLayout& layout, int n_head, const DeviceInfo& device);
 
 // n rows of one sequence, q and out pointing to the first, at positions n_past, n_past + 1, ... (already stored).
 void prefill_attention(const std::byte* cache, const KvLayout& layout, int layer, const float* q, int n_head, int n,

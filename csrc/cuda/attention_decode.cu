@@ -14,6 +14,7 @@
 
 #include "cuda/attention_plain.h"
 #include "cuda/attention_tile.h"
+#include "cuda/convert.h"
 
 namespace gristmill::cuda {
 namespace {
@@ -46,6 +47,18 @@ struct Partial {
   float* at;
   DEVICE float* out(int head) const { return at + head * D; }
   DEVICE float* maximum(int head) const { return at + kHeads * D + 2 * head; }
+};
+
+// Where results go: rows of n_head * D floats, and where planes is given also in the form that products read.
+struct Output {
+  float* floats;
+  QuantizedRows quantized;
+
+  // Where planes is given, called by whole warps whose lanes have neighbouring slots.
+  DEVICE void store(int64_t row, int64_t width, int slot, float4 v) const {
+    *reinterpret_cast<float4*>(floats + row * width + 4 * slot) = v;
+    if (quantized.planes) store_planes(quantized, row, slot, v);
+  }
 };
 
 DEVICE float minus_infinity() { return float_of_bits(0xff800000u); }
@@ -107,7 +120,7 @@ DEVICE float4 combine(int n, float most, const Maximum& maximum, const Load& loa
 // and split.
 template <int D>
 DEVICE void combine_splits(float* partials, const Shape& shape, int splits, int most_splits, float* shared,
-                           float* out) {
+                           const Output& out, int64_t row, int head0) {
   const int heads = shape.heads_of_kv(), warps = int(blockDim.x) / kWarp;
   const auto partial = [&](int head, int split) {
     return Partial<D>{partials + (int64_t(head / kHeads) * most_splits + split) * Partial<D>::kFloats};
@@ -137,14 +150,14 @@ DEVICE void combine_splits(float* partials, const Shape& shape, int splits, int 
       const float4 v = *reinterpret_cast<const float4*>(partial(head, s).out(head % kHeads) + at);
       sum = {fmaf(v.x, weight, sum.x), fmaf(v.y, weight, sum.y), fmaf(v.z, weight, sum.z), fmaf(v.w, weight, sum.w)};
     }
-    *reinterpret_cast<float4*>(out + head * D + at) = sum;
+    out.store(row, int64_t(shape.n_head) * D, head0 * (D / 4) + i, sum);
   }
 }
 
 // factor is that of the scores times log2(e).
 template <KvType type, int D>
 KERNEL(kMostWarps* kWarp, 1)
-decode(DeviceBatch batch, Shape shape, const float* q, float factor, float* out, float* workspace, unsigned* counters) {
+decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out, float* workspace, unsigned* counters) {
   using Tile = KvTile<type, D>;
   SMEM(std::byte, shared);
   const int warps = int(blockDim.x) / kWarp, warp = warp_id(), g = lane_id() / 4, t = lane_id() % 4;
@@ -244,8 +257,7 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, float* out,
       return *reinterpret_cast<const float4*>(warp_sums + (w * heads + head) * D + at);
     });
     if (splits.count == 1) {
-      *reinterpret_cast<float4*>(out + (row * shape.n_head + head0 + head) * D + at) = {v.x / sum, v.y / sum, v.z / sum,
-                                                                                        v.w / sum};
+      out.store(row, int64_t(shape.n_head) * D, head0 * (D / 4) + i, {v.x / sum, v.y / sum, v.z / sum, v.w / sum});
     } else {
       *reinterpret_cast<float4*>(partial.out(head) + at) = v;
       if (at == 0) {
@@ -265,8 +277,7 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, float* out,
   sync_block();  // the weights may overwrite `arrived`
   fence_device();
   if (threadIdx.x == 0) *counter = 0;
-  combine_splits<D>(partials, shape, splits.count, most_splits, warp_sums,
-                    out + (row * shape.n_head + kv_head * shape.heads_of_kv()) * D);
+  combine_splits<D>(partials, shape, splits.count, most_splits, warp_sums, out, row, kv_head * shape.heads_of_kv());
 }
 
 // How the fast kernel runs on a device; warps is 0 where it does not take the layout.
@@ -313,9 +324,20 @@ int64_t decode_attention_workspace(const KvLayout& layout, int n_head, int n, co
   return bytes;
 }
 
+bool decode_attention_quantizes(const KvLayout& layout, int n_head, const DeviceInfo& device) {
+  bool fits = false;
+  with_tile(layout, [&]<KvType type, int D>() {
+    const int heads = n_head / layout.n_head_kv;
+    // Whole warps of slots in each group of heads, whole column tiles for the product.
+    fits = make_plan<type, D>(layout, n_head, device).warps > 0 && std::min(heads, kHeads) * (D / 4) % kWarp == 0 &&
+           heads % kHeads * (D / 4) % kWarp == 0 && n_head * D % kTileColumns == 0;
+  });
+  return fits;
+}
+
 void decode_attention(const DeviceBatch& batch, const KvLayout& layout, int layer, const float* q, int n_head,
-                      float scale, float* out, void* workspace, unsigned* counters, const DeviceInfo& device,
-                      Stream stream) {
+                      float scale, float* out, const QuantizedRows& quantized, void* workspace, unsigned* counters,
+                      const DeviceInfo& device, Stream stream) {
   if (batch.n == 0) return;
   bool done = false;
   with_tile(layout, [&]<KvType type, int D>() {
@@ -336,7 +358,7 @@ void decode_attention(const DeviceBatch& batch, const KvLayout& layout, int laye
             plan.shared_bytes,
             stream,
             true},
-           batch, shape, q, scale * 1.44269504f, out, static_cast<float*>(workspace), counters);
+           batch, shape, q, scale * 1.44269504f, Output{out, quantized}, static_cast<float*>(workspace), counters);
     done = true;
   });
   if (!done) plain_attention({batch, nullptr, 0}, layout, layer, q, n_head, batch.n, scale, out, stream);

@@ -1,5 +1,7 @@
 #include "cuda/command_queue.h"
 
+#include "core/error.h"
+
 namespace gristmill::cuda {
 
 void CommandQueue::forget_graphs() {
@@ -13,6 +15,7 @@ void CommandQueue::flush(bool may_repeat) {
     CommandQueue& queue;
     ~Clear() { queue.clear(); }
   } clear{*this};
+  n_commands_ = commands_.size();
   if (!may_repeat) return run_all();
   const auto found = graphs_.find(key_);
   if (found == graphs_.end()) {
@@ -25,7 +28,10 @@ void CommandQueue::flush(bool may_repeat) {
     try {
       run_all();
     } catch (...) {
-      destroy_graph(end_capture(stream_));
+      try {
+        destroy_graph(end_capture(stream_));
+      } catch (const DeviceError&) {  // a capture that failed has no graph; what made it fail is reported
+      }
       throw;
     }
     found->second = end_capture(stream_);

@@ -43,6 +43,8 @@ class CommandQueue {
     key_ = kSeed;
   }
 
+  // Of the list that was started last.
+  size_t n_commands() const { return n_commands_; }
   int n_graphs() const {
     int n = 0;
     for (const auto& [key, graph] : graphs_) n += graph != nullptr;
@@ -71,6 +73,7 @@ class CommandQueue {
 
   Stream stream_;
   std::vector<std::function<void()>> commands_;
+  size_t n_commands_ = 0;
   uint64_t key_ = kSeed;
   std::unordered_map<uint64_t, Graph> graphs_;  // nullptr: seen once
 };

@@ -6,9 +6,12 @@
 //   plane byte  0    8   16   24  |  4   12   20   28   | 32        each lane writes one word
 #pragma once
 
+#include <cmath>
+
 #include "cuda/activations.h"
 #include "cuda/device/arithmetic.h"
 #include "cuda/device/warp.h"
+#include "cuda/half_order.h"
 
 namespace gristmill::cuda {
 
@@ -51,8 +54,15 @@ DEVICE uint32_t pack_bytes(int a, int b, int c, int d) {
                        0x5410);
 }
 
-// Called by whole warps whose lanes hold neighbouring slots, the first a multiple of 32.
-DEVICE void store_planes(const QuantizedRows& out, int64_t row, int slot, float4 v) {
+// silu(gate) * up
+DEVICE float gated(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+DEVICE float4 gated(float4 gate, float4 up) {
+  return {gated(gate.x, up.x), gated(gate.y, up.y), gated(gate.z, up.z), gated(gate.w, up.w)};
+}
+
+// Called by whole warps; each eight lanes hold the slots of one group of 32, in order. Nothing is written where `there`
+// does not hold.
+DEVICE void store_planes(const QuantizedRows& out, int64_t row, int slot, float4 v, bool there = true) {
   const CodeScale s = plane_scale(warp_max<8>(peak_bits(v)));
   const int q[4] = {code_of(v.x, s.inverse), code_of(v.y, s.inverse), code_of(v.z, s.inverse), code_of(v.w, s.inverse)};
   int hi[4], lo[4];
@@ -62,6 +72,7 @@ DEVICE void store_planes(const QuantizedRows& out, int64_t row, int slot, float4
     lo[i] = q[i] - 128 * hi[i];
   }
   const int sum = warp_sum<4>(q[0] + q[1] + q[2] + q[3]);
+  if (!there) return;
   const int in_group = slot % 8;
   int8_t* at = out.planes + 2 * row * out.padded + slot / 8 * 32 + in_group % 4 * 8 + in_group / 4 * 4;
   *reinterpret_cast<uint32_t*>(at) = pack_bytes(hi[0], hi[1], hi[2], hi[3]);
@@ -73,7 +84,7 @@ DEVICE void store_planes(const QuantizedRows& out, int64_t row, int slot, float4
 DEVICE void store_halves(const HalfRows& out, int64_t row, int slot, float4 v, float inverse) {
   uint2 packed{0, 0};
   if (inverse != 0.0f) packed = {pack_f16(v.x * inverse, v.y * inverse), pack_f16(v.z * inverse, v.w * inverse)};
-  *reinterpret_cast<uint2*>(out.values + row * out.padded + 4 * slot) = packed;
+  *reinterpret_cast<uint2*>(out.values + half_at(out.order, out.padded, row, 4 * slot)) = packed;
 }
 
 }  // namespace gristmill::cuda

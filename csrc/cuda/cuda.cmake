@@ -17,19 +17,55 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   endif()
 endif()
 
+# Asked before CMake tries the compiler, which is an error for an architecture that it does not know.
+set(gristmill_nvcc ${CMAKE_CUDA_COMPILER})
+if(NOT gristmill_nvcc)
+  set(gristmill_nvcc $ENV{CUDACXX})
+endif()
+execute_process(COMMAND ${gristmill_nvcc} --version OUTPUT_VARIABLE gristmill_nvcc_version ERROR_QUIET)
+if(gristmill_nvcc_version MATCHES "release ([0-9.]+)" AND CMAKE_MATCH_1 VERSION_LESS 12.0)
+  set(gristmill_too_old "gristmill: ${gristmill_nvcc} is of CUDA ${CMAKE_MATCH_1}, C++20 needs 12.0 or later")
+  if(GRISTMILL_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "${gristmill_too_old}")
+  endif()
+  message(STATUS "${gristmill_too_old}; building for the CPU only (GRISTMILL_CUDA=AUTO)")
+  return()
+endif()
+
+# What to compile for GPUs of these compute capabilities (80, 90, ...): nothing for those below 8.0, and code for the
+# driver to compile for those that this nvcc does not know.
+function(gristmill_cuda_architectures result capabilities)
+  execute_process(COMMAND ${gristmill_nvcc} --list-gpu-arch OUTPUT_VARIABLE known ERROR_QUIET)
+  set(architectures "")
+  foreach(capability IN LISTS capabilities)
+    if(capability LESS 80)
+      message(STATUS "gristmill: a GPU of compute capability ${capability} is below 80, the least that is supported")
+    elseif(known AND NOT known MATCHES "compute_${capability}\n")
+      list(APPEND architectures 90-virtual)
+    elseif(capability EQUAL 90)
+      list(APPEND architectures 90a-real)
+    else()
+      list(APPEND architectures ${capability}-real)
+    endif()
+  endforeach()
+  list(REMOVE_DUPLICATES architectures)
+  set(${result} ${architectures} PARENT_SCOPE)
+endfunction()
+
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  # The GPUs of this machine, or where there is none every supported one, and code for the driver to compile for others.
+  # The GPUs of this machine that the kernels support, or where there is none every supported one, and code for the
+  # driver to compile for others.
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 90-virtual)
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
     OUTPUT_VARIABLE capabilities OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
   if(NOT failed AND capabilities MATCHES "^[0-9.\n]+$")
     string(REPLACE "." "" capabilities "${capabilities}")
     string(REPLACE "\n" ";" capabilities "${capabilities}")
     list(REMOVE_DUPLICATES capabilities)
-    list(TRANSFORM capabilities APPEND "-real")
-    list(TRANSFORM capabilities REPLACE "^90-real$" "90a-real")
-    set(CMAKE_CUDA_ARCHITECTURES ${capabilities})
-  else()
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 86-real 89-real 90a-real 90-virtual)
+    gristmill_cuda_architectures(own "${capabilities}")
+    if(own)
+      set(CMAKE_CUDA_ARCHITECTURES ${own})
+    endif()
   endif()
 endif()
 enable_language(CUDA)
@@ -48,6 +84,11 @@ target_link_libraries(gristmill_cuda_objects PUBLIC gristmill_objects)
 # No contraction, as on the host: the emulation's results are then the device's.
 target_compile_options(gristmill_cuda_objects PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xcompiler=-fvisibility=hidden,-Wall -Xcudafe=--diag_suppress=177>)
+
+# Code for sm_90a has instructions that no other code has: whether it is there decides which kernels are chosen.
+if(CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
+  target_compile_definitions(gristmill_cuda_objects PRIVATE GRISTMILL_CUDA_SM90A)
+endif()
 
 add_library(gristmill_cuda MODULE csrc/cuda/driver/entry.cpp)
 set_target_properties(gristmill_cuda PROPERTIES

@@ -3,22 +3,9 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "cuda/attention.h"
 #include "cuda/elementwise.h"
-#include "cuda/matrix.h"
 
 namespace gristmill::cuda {
-namespace {
-
-Matrix matrix_of(const Weight& w) { return {w.format->id, w.data, w.n_rows, w.n_cols}; }
-
-bool reads_floats(const Product& p) { return p.weight->format->kind == formats::Kind::kFloat; }
-
-const KvLayout& layout_of_cache(const Batch& batch) {
-  return static_cast<const CudaKvCache&>(*batch.spans.front().cache).layout();
-}
-
-}  // namespace
 
 CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
   if (device_.major < 8)
@@ -31,6 +18,7 @@ CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
 
 CudaBackend::~CudaBackend() {
   try {
+    use();
     synchronize(stream_);         // memory goes after the work that uses it
   } catch (const DeviceError&) {  // of a kernel that failed: reported when it was waited for
   }
@@ -66,27 +54,6 @@ Weight CudaBackend::upload_matrix(const Weight& w) {
 std::unique_ptr<KvCache> CudaBackend::make_cache(const KvShape& shape) {
   use();
   return std::make_unique<CudaKvCache>(shape);
-}
-
-template <class T>
-T* CudaBackend::grow(Buffer<T>& buffer, size_t n) {
-  if (n > buffer.size) {
-    // Commands in the queue may point to the old memory.
-    flush(false);
-    synchronize(stream_);
-    buffer.memory.reset();
-    buffer.size = 0;
-    buffer.memory = make_device<T>(n);
-    buffer.size = n;
-  }
-  return buffer.memory.get();
-}
-
-template <class T>
-const T* CudaBackend::send(Buffer<T>& to, const std::vector<T>& values) {
-  T* p = grow(to, values.size());
-  copy_to_device(p, values.data(), values.size() * sizeof(T), stream_);
-  return p;
 }
 
 unsigned* CudaBackend::counters(size_t n) {
@@ -136,11 +103,15 @@ void CudaBackend::settle() {
         "add", [this, a = *a] { cuda::add(a.x, a.y, int64_t(a.n_elements), stream_); }, a->x, a->y, a->n_elements);
   } else if (const Swiglu* s = std::get_if<Swiglu>(&held_)) {
     push_swiglu(*s, 1, {s->gate, {}, {}});
+  } else if (const Products* p = std::get_if<Products>(&held_)) {
+    push_products(*p, {});
+    for (const Rope& r : p->ropes) push_rope(r);
   }
   held_ = {};
 }
 
 void CudaBackend::flush(bool may_repeat) {
+  use();
   settle();
   queue_->flush(may_repeat);
 }
@@ -151,165 +122,36 @@ void CudaBackend::push_swiglu(const Swiglu& s, int n, const RowOutputs& out) {
       s.n_elements, n, out.floats, out.quantized.planes, out.halves.values);
 }
 
-// --- Operations
-
-void CudaBackend::embed(const Weight& table, std::span<const int32_t> ids, float* out) {
-  settle();
-  const int32_t* rows = send(ids_, {ids.begin(), ids.end()});
-  const Matrix m = matrix_of(table);
-  const int n = int(ids.size());
-  queue_->push("embed", [=, this] { dequantize_rows(m, rows, n, out, stream_); }, m.tiles, rows, n, out);
-}
-
-RowOutputs CudaBackend::product_rows(int n, int64_t n_cols, bool decode) {
-  const int64_t padded = padded_columns(n_cols);
-  RowOutputs out;
-  if (decode) {
-    out.quantized.planes = grow(planes_, size_t(2 * n * padded));
-    out.quantized.scales = grow(scales_, size_t(n * padded / 32));
-    out.quantized.sums = grow(sums_, size_t(n * padded / 16));
-    out.quantized.padded = padded;
-  } else {
-    out.halves.values = grow(halves_, size_t(n * padded));
-    out.halves.scales = grow(half_scales_, size_t(n));
-    out.halves.padded = padded;
-  }
-  return out;
-}
-
-RowOutputs CudaBackend::prepare(const float* x, int n, int64_t n_cols, bool decode) {
-  RowOutputs out = product_rows(n, n_cols, decode);
-  const Swiglu* s = std::get_if<Swiglu>(&held_);
-  if (s && s->gate == x && s->n_elements == size_t(n) * size_t(n_cols)) {
-    out.floats = s->gate;
-    push_swiglu(*s, n, out);
-    held_ = {};
-  } else {
-    settle();
-    if (prepared_.x != x || prepared_.n != n || prepared_.decode != decode)
-      queue_->push(
-          "convert", [=, this] { convert_rows(x, n, n_cols, out, stream_); }, x, n, n_cols, out.quantized.planes,
-          out.halves.values);
-  }
-  prepared_ = {};
-  return out;
-}
-
-void CudaBackend::rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) {
-  // Room first: growing it empties the queue, and with it what is held back.
-  RowOutputs rows = product_rows(n, n_cols, decode_);
-  rows.floats = out;
-  const float* addend = nullptr;
-  if (const Add* a = std::get_if<Add>(&held_); a && a->x == x && a->n_elements == size_t(n) * size_t(n_cols)) {
-    addend = a->y;
-    held_ = {};
-  }
-  settle();
+void CudaBackend::push_rope(const Rope& r) {
   queue_->push(
-      "rms_norm", [=, this] { cuda::rms_norm(const_cast<float*>(x), addend, weight, eps, n, n_cols, rows, stream_); },
-      x, addend, weight, eps, n, n_cols, out, rows.quantized.planes, rows.halves.values);
-  prepared_ = {out, n, decode_};
+      "rope", [=, this] { cuda::rope(r.x, r.n, r.n_heads, r.head_dim, r.dims, r.cos_sin, r.style, stream_); }, r.x, r.n,
+      r.n_heads, r.head_dim, r.dims, r.cos_sin, int(r.style));
 }
 
-void CudaBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
-  const int64_t n_cols = products.front().weight->n_cols;
-  std::vector<DeviceProduct> work;
-  int64_t row_tiles = 0;
-  for (const Product& p : products) {
-    work.push_back({matrix_of(*p.weight), p.bias, p.y});
-    row_tiles += work.back().matrix.row_tiles();
+void CudaBackend::push_products(const Products& p, const Finish& finish) {
+  for (const DeviceProduct& one : p.products) {
+    queue_->describe(one.matrix.tiles);
+    queue_->describe(one.bias);
+    queue_->describe(one.y);
   }
-  const auto describe = [&] {
-    for (const DeviceProduct& p : work) {
-      queue_->describe(p.matrix.tiles);
-      queue_->describe(p.bias);
-      queue_->describe(p.y);
-    }
-  };
-  if (!decode) {
-    uint16_t* scratch = grow(scratch_, size_t(prefill_scratch(device_, n_cols)));
-    const HalfRows rows = prepare(x, n, n_cols, false).halves;
-    describe();
-    queue_->push(
-        "prefill_matmul", [=, this] { prefill_matmul(work, rows, n, scratch, device_, stream_); }, rows.values, n,
-        scratch);
-    return;
+  if (const StoreHeads* f = std::get_if<StoreHeads>(&finish)) {
+    queue_->describe(f->layer);
+    queue_->describe(f->batch.positions);
+    queue_->describe(f->batch.sequences);
+    queue_->describe(f->batch.caches);
+    queue_->describe(f->layout.n_ctx);
+    queue_->describe(int(f->layout.type_k));
+    queue_->describe(int(f->layout.type_v));
+    queue_->describe(f->cos_sin);
+    queue_->describe(f->dims);
+  } else if (const GateRows* g = std::get_if<GateRows>(&finish)) {
+    queue_->describe(g->out.floats);
+    queue_->describe(g->out.quantized.planes);
   }
-  const DecodeWorkspace space{grow(partials_, size_t(decode_partials(device_))), counters(size_t(row_tiles))};
-  DecodeInput input{x, {}};
-  if (std::ranges::all_of(products, reads_floats)) {
-    settle();
-  } else {
-    input.quantized = prepare(x, n, n_cols, true).quantized;
-  }
-  describe();
   // Dependent launches: the weights' first tiles are on their way before the kernel ahead has ended.
   queue_->push(
-      "decode_matmul", [=, this] { decode_matmul(work, input, n, space, device_, true, stream_); }, input.floats,
-      input.quantized.planes, n, space.partials, space.counters);
-}
-
-void CudaBackend::rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) {
-  settle();
-  queue_->push(
-      "rope", [=, this] { cuda::rope(x, n, n_heads, head_dim, dims, cos_sin, style, stream_); }, x, n, n_heads,
-      head_dim, dims, cos_sin, int(style));
-}
-
-void CudaBackend::store_kv(const Batch& batch, int layer, const float* k, const float* v) {
-  settle();
-  const KvLayout layout = layout_of_cache(batch);
-  queue_->push(
-      "store_kv", [=, this, rows = batch_] { cuda::store_kv(rows, layout, layer, k, v, stream_); }, layer, k, v,
-      batch_.n, batch_.positions, batch_.sequences, batch_.caches, layout.n_ctx, int(layout.type_k),
-      int(layout.type_v));
-}
-
-void CudaBackend::attention(const Batch& batch, int layer, const float* q, int n_head, float scale, float* out) {
-  const KvLayout layout = layout_of_cache(batch);
-  if (batch.is_decode()) {
-    std::byte* space = grow(attention_space_, size_t(decode_attention_workspace(layout, n_head, batch_.n, device_)));
-    unsigned* arrivals = counters(size_t(batch_.n) * size_t(layout.n_head_kv));
-    settle();
-    queue_->push(
-        "decode_attention",
-        [=, this, rows = batch_] {
-          decode_attention(rows, layout, layer, q, n_head, scale, out, space, arrivals, device_, stream_);
-        },
-        layer, q, n_head, scale, out, space, arrivals, batch_.n, batch_.positions, batch_.sequences, batch_.caches,
-        layout.n_ctx, int(layout.type_k), int(layout.type_v));
-    return;
-  }
-  settle();
-  for (const Span& span : batch.spans) {
-    const std::byte* cache = static_cast<const CudaKvCache&>(*span.cache).data();
-    const float* q_rows = q + int64_t(span.first_row) * n_head * layout.head_dim_k;
-    float* out_rows = out + int64_t(span.first_row) * n_head * layout.head_dim_v;
-    const int n = span.n_rows;
-    const int64_t n_past = span.cache->n_past();
-    queue_->push(
-        "prefill_attention",
-        [=, this] { prefill_attention(cache, layout, layer, q_rows, n_head, n, n_past, scale, out_rows, stream_); },
-        cache, layer, q_rows, n_head, n, n_past, scale, out_rows);
-  }
-}
-
-void CudaBackend::swiglu(float* gate, const float* up, size_t n_elements) {
-  settle();
-  held_ = Swiglu{gate, up, n_elements};
-}
-
-void CudaBackend::add(float* x, const float* y, size_t n_elements) {
-  settle();
-  held_ = Add{x, y, n_elements};
-}
-
-void CudaBackend::gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) {
-  settle();
-  const int32_t* indices = send(rows_, {rows.begin(), rows.end()});
-  const int n = int(rows.size());
-  queue_->push(
-      "gather_rows", [=, this] { cuda::gather_rows(x, indices, n, n_cols, out, stream_); }, x, indices, n, n_cols, out);
+      "decode_matmul", [=, this] { decode_matmul(p.products, p.input, p.n, p.space, finish, device_, true, stream_); },
+      p.input.floats, p.input.quantized.planes, p.n, p.space.partials, p.space.counters, finish.index());
 }
 
 }  // namespace gristmill::cuda

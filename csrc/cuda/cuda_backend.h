@@ -1,8 +1,8 @@
 // The seam on one GPU: every operation is a kernel or a few on one stream, in order, collected in a queue until
 // something is downloaded. Weights are turned into tiles as they are uploaded.
 //
-// Neighbours are fused where the seam's order lets them: an addition with the norm that follows, a norm or gated
-// activation with the quantization of its result for the product that follows.
+// Neighbours are fused where the seam's order lets them: an addition with the norm or the gathering of all rows that
+// follows, a norm or gated activation with the quantization of its result for the product that follows.
 #pragma once
 
 #include <memory>
@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
   int n_threads() const override { return 1; }
   const DeviceInfo& device() const { return device_; }
   int n_graphs() const { return queue_->n_graphs(); }
+  size_t n_commands() const { return queue_->n_commands(); }
 
   std::shared_ptr<float[]> allocate(size_t n) override;
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override;
@@ -44,6 +45,8 @@ class CudaBackend final : public Backend {
   void upload(const float* host, size_t n, float* to) override;
   void download(const float* from, size_t n, float* host) override;
   bool writes_host() const override { return false; }
+  bool finds_top_logits() const override { return true; }
+  void top_logits(const float* logits, int n, int64_t row_length, const TopLogits& to) override;
   void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override;
 
  private:
@@ -63,11 +66,24 @@ class CudaBackend final : public Backend {
     const float* up;
     size_t n_elements;
   };
-  // The activations that the product buffers hold now.
+  struct Rope {
+    float* x;
+    int n, n_heads, head_dim, dims;
+    const float* cos_sin;
+    RopeStyle style;
+  };
+  struct Products {
+    std::vector<DeviceProduct> products;
+    DecodeInput input;
+    int n;
+    DecodeWorkspace space;
+    std::vector<Rope> ropes;  // that came after it
+  };
+  // Activations in a form that products read, made with x by the kernel that made x.
   struct Prepared {
     const float* x = nullptr;
     int n = 0;
-    bool decode = false;
+    RowOutputs rows;
   };
 
   // A buffer's memory, at least n of T; growing it loses what it held.
@@ -80,11 +96,14 @@ class CudaBackend final : public Backend {
   void settle();  // queues what is held back
   void flush(bool may_repeat);
 
-  // Room for x in the form that products of decoding, or of prefill, read.
+  // Room for x in the form that products of decoding, or of prefill, read: for decoding there are two rooms in turn, so
+  // that a product may make the other's.
   RowOutputs product_rows(int n, int64_t n_cols, bool decode);
   // Fills it, unless the kernel that made x has done so.
   RowOutputs prepare(const float* x, int n, int64_t n_cols, bool decode);
   void push_swiglu(const Swiglu& s, int n, const RowOutputs& out);
+  void push_rope(const Rope& r);
+  void push_products(const Products& p, const Finish& finish);
 
   DeviceInfo device_;
   Stream stream_ = nullptr;
@@ -95,17 +114,50 @@ class CudaBackend final : public Backend {
   // The pass.
   bool decode_ = false;
   DeviceBatch batch_;
-  std::variant<std::monostate, Add, Swiglu> held_;
+  std::variant<std::monostate, Add, Swiglu, Products> held_;
   Prepared prepared_;
   Buffer<int32_t> ids_, positions_, sequences_, rows_;
   Buffer<std::byte*> caches_;
 
-  Buffer<int8_t> planes_;
-  Buffer<float> scales_, half_scales_, partials_;
-  Buffer<int32_t> sums_;
+  struct QuantizedRoom {
+    Buffer<int8_t> planes;
+    Buffer<float> scales;
+    Buffer<int32_t> sums;
+  };
+  QuantizedRoom rooms_[2];
+  int room_ = 0;
+  Buffer<float> half_scales_, partials_;
   Buffer<uint16_t> halves_, scratch_;
   Buffer<unsigned> counters_;
   Buffer<std::byte> attention_space_;
+
+  Buffer<std::byte> top_space_;
+  Buffer<int32_t> top_found_;
+  PinnedPointer<int32_t> top_host_;
+  size_t top_host_size_ = 0;
 };
+
+template <class T>
+T* CudaBackend::grow(Buffer<T>& buffer, size_t n) {
+  if (n > buffer.size) {
+    use();
+    // Commands in the queue may point to the old memory.
+    flush(false);
+    synchronize(stream_);
+    buffer.memory.reset();
+    buffer.size = 0;
+    buffer.memory = make_device<T>(n);
+    buffer.size = n;
+  }
+  return buffer.memory.get();
+}
+
+template <class T>
+const T* CudaBackend::send(Buffer<T>& to, const std::vector<T>& values) {
+  T* p = grow(to, values.size());
+  use();
+  copy_to_device(p, values.data(), values.size() * sizeof(T), stream_);
+  return p;
+}
 
 }  // namespace gristmill::cuda

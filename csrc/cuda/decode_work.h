@@ -1,30 +1,67 @@
 // How a decode product is shared out. Its tiles in order (row tile, then column tile) are one long line; each block
-// takes an equal stretch of it, and each warp of a block an equal stretch of the block's ("stream-K"). A row tile that
-// lies in several stretches is summed from its parts in order, so a result depends on the device and the shapes only.
+// takes an equal stretch of it, and each stretch falls into equal shares ("stream-K"): one a warp, or several one after
+// the other where many tokens leave registers for fewer warps. A row tile that lies in several shares is summed from
+// its parts in order, so a result depends on the device, the shapes and the format only, never on the number of tokens.
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/activations.h"
 #include "cuda/device/launch.h"
+#include "cuda/kv_layout.h"
+#include "cuda/rope_kv.h"
 
 namespace gristmill::cuda {
 
-constexpr int kDecodeParts = 4;    // products in one launch
-constexpr int kDecodeColumns = 8;  // tokens at most in one launch
-constexpr int kDecodeStages = 4;   // tiles in flight for a warp
-constexpr int kDecodeMaxWarps = 16;
+constexpr int kDecodeParts = 4;     // products in one launch
+constexpr int kDecodeColumns = 32;  // tokens at most in one launch
+
+constexpr int kDecodeShares = 16;  // of a block at most
+
+// What the product's rows are, where that matters to what is done with them.
+enum class Role { kPlain, kQuery, kKey, kValue };
 
 struct DecodePart {
   const std::byte* tiles;
   const float* bias;
-  float* y;
+  float* y;  // [n][n_rows]
   int64_t n_rows;
   int first_row_tile;  // among all parts
+  Role role;
+  int first_group;  // of DecodeFinish::arrivals
+};
+
+// What happens to results as soon as all that it takes are in y: the warp that completes a group of row tiles does it.
+//   kHeads  a group is a head: queries are rotated in place, keys are rotated on their way to the cache, values go
+//   there kGate   a group is 32 rows of the gate and the same ones of the other: silu(gate) * up in the forms asked
+//   for
+enum class FinishKind { kNothing, kHeads, kGate };
+
+struct HeadFinish {
+  int head_dim_k, head_dim_v;  // multiples of 32, at most 128
+  int half;                    // pairs that are rotated, a multiple of 4
+  bool neox;
+  const float* cos_sin;  // [n][2 half]
+  DeviceBatch batch;
+  KvPlane keys, values;
+  int64_t layer_at, head_bytes;  // in a cache
+};
+
+struct DecodeFinish {
+  FinishKind kind = FinishKind::kNothing;
+  unsigned* arrivals = nullptr;  // [groups], row tiles of the group that are done; 0 before and after
+  int64_t first_token = 0;       // of the launch, among the rows of the batch
+  HeadFinish heads;
+  // Which may come from launches of their own: the whole batch's rows.
+  const float *gate = nullptr, *up = nullptr;
+  int64_t n_gated = 0;  // columns
+  RowOutputs gated;
 };
 
 struct DecodeWork {
   DecodePart parts[kDecodeParts];
   int n_parts;
+  bool alternate;  // row tiles of the line are taken from the parts in turn, which are of equal size
   int row_tiles, column_tiles;
   int n;  // tokens
   int64_t n_cols;
@@ -33,13 +70,26 @@ struct DecodeWork {
   const float* scales;
   const int32_t* sums;
   int64_t padded;
-  float* partials;     // [blocks][2][16][kDecodeColumns]: of the block's first and last row tile
-  unsigned* counters;  // [row_tiles]
+  int shares;          // of a block
+  float* partials;     // [blocks][2][16][tokens]: of the block's first and last row tile
+  unsigned* counters;  // [row_tiles], blocks that have come to a row tile; 0 before and after
+  DecodeFinish finish;
 };
 
 // Stretch i of n of [begin, begin + count): where it begins. Its end is where the next begins.
-HOST_DEVICE int64_t stretch_begin(int64_t begin, int64_t count, int64_t i, int64_t n) { return begin + count * i / n; }
+HOST_DEVICE int stretch_begin(int begin, int count, int i, int n) { return begin + int(int64_t(count) * i / n); }
 // The stretch that holds the tile at `offset` from the beginning.
-HOST_DEVICE int64_t stretch_of(int64_t offset, int64_t count, int64_t n) { return ((offset + 1) * n - 1) / count; }
+HOST_DEVICE int stretch_of(int offset, int count, int n) { return int(((int64_t(offset) + 1) * n - 1) / count); }
+
+// Where a row tile of the line comes from.
+struct RowTile {
+  int part, index;
+};
+DEVICE RowTile locate(const DecodeWork& work, int row_tile) {
+  if (work.alternate) return {row_tile % work.n_parts, row_tile / work.n_parts};
+  int p = 0;
+  while (p + 1 < work.n_parts && row_tile >= work.parts[p + 1].first_row_tile) ++p;
+  return {p, row_tile - work.parts[p].first_row_tile};
+}
 
 }  // namespace gristmill::cuda

@@ -59,15 +59,13 @@ struct Plain {
   DEVICE float4 again(int64_t row, int slot, Columns c) const { return load(row, slot, c); }
 };
 
-DEVICE float gated(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
-
 struct Gated {
   static constexpr bool kNorm = false;
   const float *gate, *up;
 
   DEVICE float4 load(int64_t row, int slot, Columns c) const {
     const float4 g = load_slot(gate + row * c.n, slot, c), u = load_slot(up + row * c.n, slot, c);
-    return {gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w)};
+    return gated(g, u);
   }
   DEVICE float4 again(int64_t row, int slot, Columns c) const { return load(row, slot, c); }
 };
@@ -203,13 +201,19 @@ add_elements(float* x, const float* y, int64_t n, bool vectors) {
 
 // Block (i, piece): a piece of row i.
 KERNEL(kPiece, 8)
-gather(const float* x, const int32_t* rows, Columns columns, unsigned pieces, float* out) {
+gather(float* x, const float* add, const int32_t* rows, Columns columns, unsigned pieces, float* out) {
   grid_dependency_launch();
   grid_dependency_wait();
   const int64_t i = blockIdx.x / pieces;
   const int slot = int(blockIdx.x % pieces) * kPiece + int(threadIdx.x);
   if (4 * slot >= columns.n) return;
-  store_slot(out + i * columns.n, slot, columns, load_slot(x + int64_t(rows[i]) * columns.n, slot, columns));
+  const int64_t from = int64_t(rows[i]) * columns.n;
+  float4 v = load_slot(x + from, slot, columns);
+  if (add) {
+    v = add4(v, load_slot(add + from, slot, columns));
+    store_slot(x + from, slot, columns, v);
+  }
+  store_slot(out + i * columns.n, slot, columns, v);
 }
 
 template <class... Pointers>
@@ -268,11 +272,12 @@ void add(float* x, const float* y, int64_t n_elements, Stream stream) {
   launch("add", add_elements, {{blocks}, {256}, 0, stream, true}, x, y, n_elements, aligned16(x, y));
 }
 
-void gather_rows(const float* x, const int32_t* rows, int n, int64_t n_cols, float* out, Stream stream) {
+void gather_rows(float* x, const float* add, const int32_t* rows, int n, int64_t n_cols, float* out, Stream stream) {
   if (n == 0 || n_cols == 0) return;
-  const Columns columns = make_columns(n_cols, x, out);
+  const Columns columns = make_columns(n_cols, x, add, out);
   const unsigned pieces = pieces_of(columns);
-  launch("gather_rows", gather, {{unsigned(n) * pieces}, {kPiece}, 0, stream, true}, x, rows, columns, pieces, out);
+  launch("gather_rows", gather, {{unsigned(n) * pieces}, {kPiece}, 0, stream, true}, x, add, rows, columns, pieces,
+         out);
 }
 
 }  // namespace gristmill::cuda

@@ -23,7 +23,8 @@ void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos
 // Writes k [n][n_head_kv * head_dim_k] and v at each row's position of its cache; NaN stays NaN in every type.
 void store_kv(const DeviceBatch& batch, const KvLayout& layout, int layer, const float* k, const float* v,
               Stream stream);
-// out[i] = x[rows[i]]; rows is on the device.
-void gather_rows(const float* x, const int32_t* rows, int n, int64_t n_cols, float* out, Stream stream);
+// out[i] = x[rows[i]]; rows is on the device. With add (shaped as x, may be nullptr) x[r] += add[r] first, kept, for
+// the rows gathered; then none may be there twice.
+void gather_rows(float* x, const float* add, const int32_t* rows, int n, int64_t n_cols, float* out, Stream stream);
 
 }  // namespace gristmill::cuda

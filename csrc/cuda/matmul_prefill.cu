@@ -1,11 +1,14 @@
-// Matrix products for many tokens: a plain GEMM of halves with float32 sums, mma.sync for every architecture. The
-// weights come from scratch memory (dequantize.cu), in pieces small enough to stay in L2 between the two kernels.
+// Matrix products for many tokens: a GEMM of halves with float32 sums. The weights come from scratch memory
+// (dequantize.cu), in pieces that stay in L2 between the two kernels as far as they fit. Here the GEMM of mma.sync, for
+// every architecture; matmul_prefill_sm90.cu has that of wgmma.
 #include <algorithm>
 
 #include "cuda/device/arithmetic.h"
 #include "cuda/device/memory.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
+#include "cuda/device/wgmma.h"
+#include "cuda/gemm.h"
 #include "cuda/matmul.h"
 
 namespace gristmill::cuda {
@@ -15,16 +18,6 @@ namespace {
 constexpr int kTokens = 128, kRows = 128, kDepth = 64, kStages = 3, kThreads = 256;
 constexpr int kRowBytes = kDepth * 2, kChunks = kRowBytes / 16;
 constexpr int kStageBytes = (kTokens + kRows) * kRowBytes;
-
-struct GemmWork {
-  const uint16_t* x;      // [n][padded]
-  const float* x_scale;   // [n]
-  const uint16_t* w;      // [w_rows][padded]
-  const float* bias;      // [n_rows] or nullptr
-  float* y;               // [n][stride]
-  int n, w_rows, n_rows;  // n_rows: those of w_rows that are no padding
-  int64_t padded, stride;
-};
 
 // Where 16-byte chunk `chunk` of a row lies: rows 8 apart share banks, so chunks of neighbours change places.
 DEVICE std::byte* chunk_at(std::byte* tile, int row, int chunk) {
@@ -116,25 +109,47 @@ KERNEL(kThreads, 1) gemm_halves(GRID_CONSTANT GemmWork work) {
   }
 }
 
+// Rows of a matrix that are dequantized at once, at most.
+int64_t rows_at_once(const DeviceInfo& device, int64_t padded) {
+  constexpr int64_t kPanelScratch = 128 << 20;  // bytes: several waves of blocks
+  const bool panels = prefill_order(device) == HalfOrder::kPanels;
+  const int64_t least = panels ? kGemmRows : kRows;
+  const int64_t rows = (panels ? kPanelScratch : device.l2_bytes / 2) / (2 * padded);
+  return std::max(least, rows / least * least);
+}
+
 }  // namespace
 
+HalfOrder prefill_order(const DeviceInfo& device) {
+  return device.major == 9 && has_wgmma_code() ? HalfOrder::kPanels : HalfOrder::kRows;
+}
+
+int64_t prefill_rows(const DeviceInfo& device, int64_t n) {
+  return prefill_order(device) == HalfOrder::kPanels ? (n + kGemmTokens - 1) / kGemmTokens * kGemmTokens : n;
+}
+
 int64_t prefill_scratch(const DeviceInfo& device, int64_t n_cols) {
-  const int64_t row_tile = kTileRows * padded_columns(n_cols);
-  return std::max<int64_t>(row_tile * kRows / kTileRows, device.l2_bytes / 2 / 2 / row_tile * row_tile);
+  return rows_at_once(device, padded_columns(n_cols)) * padded_columns(n_cols);
 }
 
 void prefill_matmul(std::span<const DeviceProduct> products, const HalfRows& x, int n, uint16_t* scratch,
                     const DeviceInfo& device, Stream stream) {
+  const bool panels = x.order == HalfOrder::kPanels;
   for (const DeviceProduct& p : products) {
     const Matrix& m = p.matrix;
-    const int64_t step = prefill_scratch(device, m.n_cols) / (kTileRows * x.padded);  // row tiles
+    const int64_t most = rows_at_once(device, x.padded);
+    const int64_t step = (panels ? whole_waves(most, m.n_rows, n, device.multiprocessors) : most) / kTileRows;
     for (int64_t tile = 0; tile < m.row_tiles(); tile += step) {
       const int tiles = int(std::min(step, m.row_tiles() - tile));
-      dequantize_halves(m, tile, tiles, scratch, stream);
+      dequantize_halves(m, tile, tiles, x.order, scratch, stream);
       const int64_t row = tile * kTileRows, w_rows = int64_t(tiles) * kTileRows;
       const GemmWork work{x.values,  x.scales, scratch,     p.bias ? p.bias + row : nullptr,
                           p.y + row, n,        int(w_rows), int(std::min(w_rows, m.n_rows - row)),
                           x.padded,  m.n_rows};
+      if (panels) {
+        gemm_panels(work, stream);
+        continue;
+      }
       launch("gemm_halves", gemm_halves,
              {{unsigned((n + kTokens - 1) / kTokens), unsigned((w_rows + kRows - 1) / kRows)},
               {unsigned(kThreads)},

@@ -30,8 +30,9 @@ void repack(const Matrix& matrix, int64_t first_tile, const std::byte* rows, int
 // out[i] [n_cols] = row rows[i] of the matrix as float32; rows and out on the device.
 void dequantize_rows(const Matrix& matrix, const int32_t* rows, int n, float* out, Stream stream);
 
-// Row tiles from first_row_tile on as rows of halves, [16 row_tiles][padded columns] (values beyond a half's range
-// become infinite).
-void dequantize_halves(const Matrix& matrix, int64_t first_row_tile, int row_tiles, uint16_t* out, Stream stream);
+// Row tiles from first_row_tile on as halves, [16 row_tiles][padded columns] (values beyond a half's range become
+// infinite).
+void dequantize_halves(const Matrix& matrix, int64_t first_row_tile, int row_tiles, HalfOrder order, uint16_t* out,
+                       Stream stream);
 
 }  // namespace gristmill::cuda

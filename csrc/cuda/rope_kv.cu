@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/convert.h"
 #include "cuda/device/memory.h"
 #include "cuda/elementwise.h"
+#include "cuda/rope_kv.h"
 
 namespace gristmill::cuda {
 namespace {
@@ -19,14 +19,6 @@ constexpr int kThreads = 128;
 struct Heads {
   int n_heads, head_dim, half;  // half: pairs of a head
 };
-
-// The CPU's arithmetic, product by product.
-template <RopeStyle style>
-DEVICE void rotate_pair(float& x, float& y, float c, float s) {
-  const float a = x * c - y * s;
-  y = fmaf(y, c, x * s);
-  x = a;
-}
 
 // kPairs: 4, where all that a thread touches lies at multiples of 16 bytes, or 1.
 template <RopeStyle style, int kPairs>
@@ -70,97 +62,29 @@ rotate(float* x, Heads h, unsigned pieces, const float* cos_sin) {
   }
 }
 
-// What float16 cannot hold becomes NaN, not infinity: an infinite key may lead to a score of minus infinity, which
-// attention would pass over in silence.
-constexpr uint16_t kHalfNan = 0x7e00;
-
-DEVICE uint16_t half_or_nan(float v) {
-  const uint16_t h = f32_to_f16(v);
-  return (h & 0x7c00) == 0x7c00 ? kHalfNan : h;
-}
-
-// As formats::Q8_0: halves away from zero.
-DEVICE int q8_code(float v, float inverse) {
-  const int level = int(fminf(fabsf(v) * inverse + 0.5f, 127.0f));
-  return v < 0.0f ? -level : level;
-}
-
-// Of a block of 32 whose largest magnitude is `peak`: the scale as a half, the inverse of the scale. Codes have no NaN,
-// so the scale carries it.
-DEVICE uint16_t q8_scale(uint32_t peak, float& inverse) {
-  inverse = 0.0f;
-  if (!(float_of_bits(peak) <= 127 * 65504.0f)) return kHalfNan;
-  const float d = float_of_bits(peak) / 127.0f;
-  const float reciprocal = 1.0f / (d != 0.0f ? d : 1.0f);
-  if (d != 0.0f && (bits_of_float(reciprocal) & kMagnitude) < kInfinityBits) inverse = reciprocal;
-  return f32_to_f16(d);
-}
-
-// One of the two planes that a row goes to.
-struct Plane {
+struct RowsToStore {
   const float* rows;  // [n][n_head_kv * head_dim]
-  KvType type;
-  int head_dim;
-  int64_t values_at, scales_at;  // from the start of a head's part of the cache
-  bool vectors;                  // rows begin at multiples of 16 bytes
-
-  int width() const { return head_dim % 4 == 0 ? 4 : 1; }
+  bool vectors;       // which begin at multiples of 16 bytes
+  KvPlane plane;
 };
-
-// kWidth values from value i of one head on; its dimension is a multiple of kWidth.
-template <int kWidth>
-DEVICE void store_values(const Plane& p, std::byte* head, int64_t position, int i, const float (&v)[kWidth]) {
-  std::byte* const values = head + p.values_at;
-  const int64_t at = position * p.head_dim + i;
-  if (p.type == KvType::F32) {
-    float* to = reinterpret_cast<float*>(values) + at;
-    if constexpr (kWidth == 4) {
-      *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
-    } else {
-      *to = v[0];
-    }
-  } else if (p.type == KvType::F16) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(values) + at;
-    if constexpr (kWidth == 4) {
-      *reinterpret_cast<uint2*>(to) = {half_or_nan(v[0]) | uint32_t(half_or_nan(v[1])) << 16,
-                                       half_or_nan(v[2]) | uint32_t(half_or_nan(v[3])) << 16};
-    } else {
-      *to = half_or_nan(v[0]);
-    }
-  } else if constexpr (kWidth == 4) {
-    // Heads are multiples of 32 here, so the 8 lanes of a block take the same way.
-    const uint32_t group = 0xffu << (lane_id() & ~7);
-    uint32_t peak = peak_bits({v[0], v[1], v[2], v[3]});
-    UNROLL
-    for (int step = 4; step > 0; step /= 2) {
-      const uint32_t other = shuffle_xor(peak, step, group);
-      peak = other > peak ? other : peak;
-    }
-    float inverse;
-    const uint16_t scale = q8_scale(peak, inverse);
-    const bool nan = scale == kHalfNan;
-    *reinterpret_cast<uint32_t*>(values + at) = nan ? 0x01010101u
-                                                    : pack_bytes(q8_code(v[0], inverse), q8_code(v[1], inverse),
-                                                                 q8_code(v[2], inverse), q8_code(v[3], inverse));
-    if (i % 32 == 0) reinterpret_cast<uint16_t*>(head + p.scales_at)[at / 32] = scale;
-  }
-}
 
 // Block x: a piece of a row; y: keys or values.
 template <int kWidth>
 KERNEL(kThreads, 8)
-store(DeviceBatch batch, Plane k, Plane v, int n_head_kv, int64_t layer_at, int64_t head_bytes, unsigned pieces) {
+store(DeviceBatch batch, RowsToStore k, RowsToStore v, int n_head_kv, int64_t layer_at, int64_t head_bytes,
+      unsigned pieces) {
   grid_dependency_launch();
-  const Plane p = blockIdx.y == 0 ? k : v;
+  const RowsToStore rows = blockIdx.y == 0 ? k : v;
+  const KvPlane& p = rows.plane;
   const int64_t row = blockIdx.x / pieces;
   const int at = int(blockIdx.x % pieces * kThreads + threadIdx.x) * kWidth;
   grid_dependency_wait();
   if (at >= n_head_kv * p.head_dim) return;
   const int head = at / p.head_dim, i = at % p.head_dim;
   std::byte* const cache = batch.caches[batch.sequences[row]] + layer_at + head * head_bytes;
-  const float* from = p.rows + row * n_head_kv * p.head_dim + at;
+  const float* from = rows.rows + row * n_head_kv * p.head_dim + at;
   float values[kWidth];
-  if (kWidth == 4 && p.vectors) {
+  if (kWidth == 4 && rows.vectors) {
     const float4 four = *reinterpret_cast<const float4*>(from);
     const float in_order[4] = {four.x, four.y, four.z, four.w};
     UNROLL
@@ -193,19 +117,18 @@ void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos
 void store_kv(const DeviceBatch& batch, const KvLayout& layout, int layer, const float* k, const float* v,
               Stream stream) {
   if (batch.n == 0) return;
-  const int64_t k_bytes = layout.k_values() + layout.k_scales();
-  const Plane keys{k, layout.type_k, layout.head_dim_k, 0, layout.k_values(), aligned16(k)};
-  const Plane values{v, layout.type_v, layout.head_dim_v, k_bytes, k_bytes + layout.v_values(), aligned16(v)};
-  const auto both = [&](const Plane& a, const Plane& b, unsigned planes, int width) {
-    const int widest = std::max(a.head_dim, b.head_dim);
+  const RowsToStore keys{k, aligned16(k), key_plane(layout)}, values{v, aligned16(v), value_plane(layout)};
+  const auto both = [&](const RowsToStore& a, const RowsToStore& b, unsigned planes, int width) {
+    const int widest = std::max(a.plane.head_dim, b.plane.head_dim);
     const unsigned pieces = unsigned((layout.n_head_kv * widest / width + kThreads - 1) / kThreads);
     launch("store_kv", width == 4 ? store<4> : store<1>,
            {{unsigned(batch.n) * pieces, planes}, {kThreads}, 0, stream, true}, batch, a, b, layout.n_head_kv,
            layout.head_offset(layer, 0), layout.head_bytes(), pieces);
   };
-  if (keys.width() == values.width()) return both(keys, values, 2, keys.width());
-  both(keys, keys, 1, keys.width());
-  both(values, values, 1, values.width());
+  const int key_width = keys.plane.width(), value_width = values.plane.width();
+  if (key_width == value_width) return both(keys, values, 2, key_width);
+  both(keys, keys, 1, key_width);
+  both(values, values, 1, value_width);
 }
 
 }  // namespace gristmill::cuda

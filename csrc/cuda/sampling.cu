@@ -96,13 +96,14 @@ DEVICE void collect(const Keys& keys, uint64_t threshold, unsigned* count, uint6
 
 // Block (slice, row). candidates [rows][slices][k], sums [rows][slices].
 KERNEL(kThreads, 2)
-find_candidates(const float* logits, int n_vocab, int k, uint64_t* candidates, SliceSum* sums) {
+find_candidates(const float* logits, int row_length, int n_vocab, int k, uint64_t* candidates, SliceSum* sums) {
   SMEM(float, scratch);  // [kWarps + 1], then the counts
   int* const counts = reinterpret_cast<int*>(scratch + kWarps + 1);
   unsigned* const collected = reinterpret_cast<unsigned*>(counts + 2 * kWarps);
   const int64_t row = blockIdx.y, slot = row * gridDim.x + blockIdx.x;
-  const int first = int(blockIdx.x) * kSlice, valid = n_vocab - first < kSlice ? n_vocab - first : kSlice;
-  const float* from = logits + row * n_vocab;
+  const int first = int(blockIdx.x) * kSlice, left = n_vocab - first;
+  const int valid = left < 0 ? 0 : left < kSlice ? left : kSlice;
+  const float* from = logits + row * row_length;
   if (threadIdx.x == 0) *collected = 0;
   grid_dependency_launch();
   grid_dependency_wait();
@@ -114,10 +115,11 @@ find_candidates(const float* logits, int n_vocab, int k, uint64_t* candidates, S
   UNROLL
   for (int i = 0; i < kHeld; ++i) {
     const int id = first + i * kThreads + int(threadIdx.x);
-    const bool exists = id < n_vocab;
+    const bool exists = id < row_length;
     values[i] = exists ? from[id] : float_of_bits(0xff800000u);
-    held.keys[i] = exists ? make_key(values[i], id) : 0;
     if (exists && (bits_of_float(values[i]) & 0x7f800000u) == 0x7f800000u) finite = 0;
+    held.keys[i] = id < n_vocab ? make_key(values[i], id) : 0;
+    if (id >= n_vocab) values[i] = float_of_bits(0xff800000u);
     most = fmaxf(most, values[i]);
   }
   most = warp_max(most);
@@ -126,7 +128,7 @@ find_candidates(const float* logits, int n_vocab, int k, uint64_t* candidates, S
   for (int i = 0; i < kWarps; ++i) most = fmaxf(most, scratch[i]);
   float sum = 0.0f;
   UNROLL
-  for (int i = 0; i < kHeld; ++i) sum += expf(values[i] - most);
+  for (int i = 0; i < kHeld; ++i) sum += valid > 0 ? expf(values[i] - most) : 0.0f;
   sync_block();
   sum = block_sum(sum, scratch);
   finite = block_count(finite, counts) == kThreads;
@@ -159,8 +161,9 @@ DEVICE void sort_descending(uint64_t* keys, int n) {
 // Block row. kInRegisters: there are at most kSlice candidates.
 template <bool kInRegisters>
 KERNEL(kThreads, 1)
-merge_candidates(const float* logits, int n_vocab, int k, int slices, int sorted, const uint64_t* candidates,
-                 const SliceSum* sums, int32_t* ids, float* values, float* log_sum, int32_t* finite) {
+merge_candidates(const float* logits, int row_length, int n_vocab, int k, int slices, int sorted,
+                 const uint64_t* candidates, const SliceSum* sums, int32_t* ids, float* values, float* log_sum,
+                 int32_t* finite) {
   SMEM(uint64_t, keys);  // [sorted], a power of two that is k or more
   int* const counts = reinterpret_cast<int*>(keys + sorted);
   unsigned* const collected = reinterpret_cast<unsigned*>(counts + 2 * kWarps);
@@ -206,35 +209,35 @@ merge_candidates(const float* logits, int n_vocab, int k, int slices, int sorted
   for (int i = int(threadIdx.x); i < k; i += kThreads) {
     const int id = i < wanted ? id_of(keys[i]) : -1;
     ids[row * k + i] = id;
-    values[row * k + i] = i < wanted ? logits[row * n_vocab + id] : float_of_bits(0xff800000u);
+    values[row * k + i] = i < wanted ? logits[row * row_length + id] : float_of_bits(0xff800000u);
   }
 }
 
-int slices_of(int64_t n_vocab) { return int((n_vocab + kSlice - 1) / kSlice); }
+int slices_of(int64_t row_length) { return int((row_length + kSlice - 1) / kSlice); }
 
 }  // namespace
 
-int64_t top_candidates_workspace(int n_rows, int64_t n_vocab, int k) {
-  return int64_t(n_rows) * slices_of(n_vocab) * (int64_t(k) * int64_t(sizeof(uint64_t)) + int64_t(sizeof(SliceSum)));
+int64_t top_candidates_workspace(int n_rows, int64_t row_length, int k) {
+  return int64_t(n_rows) * slices_of(row_length) * (int64_t(k) * int64_t(sizeof(uint64_t)) + int64_t(sizeof(SliceSum)));
 }
 
-void top_candidates(const float* logits, int n_rows, int64_t n_vocab, int k, int32_t* ids, float* values,
-                    float* log_sum, int32_t* finite, void* workspace, Stream stream) {
+void top_candidates(const float* logits, int n_rows, int64_t row_length, int64_t n_vocab, int k, int32_t* ids,
+                    float* values, float* log_sum, int32_t* finite, void* workspace, Stream stream) {
   if (n_rows == 0) return;
   if (k < 1 || k > kMostCandidates)
     throw ArgumentError("[cuda] candidates of a row, expected 1 to 1024, got " + std::to_string(k));
-  const int slices = slices_of(n_vocab);
+  const int slices = slices_of(row_length);
   auto* candidates = static_cast<uint64_t*>(workspace);
   auto* sums = reinterpret_cast<SliceSum*>(candidates + int64_t(n_rows) * slices * k);
   const size_t counters = (2 * kWarps + 1) * sizeof(int);
   launch("find_candidates", find_candidates,
          {{unsigned(slices), unsigned(n_rows)}, {kThreads}, (kWarps + 1) * sizeof(float) + counters, stream, true},
-         logits, int(n_vocab), k, candidates, sums);
+         logits, int(row_length), int(n_vocab), k, candidates, sums);
   int sorted = 2;
   while (sorted < k) sorted *= 2;
   launch("merge_candidates", slices * k <= kSlice ? merge_candidates<true> : merge_candidates<false>,
          {{unsigned(n_rows)}, {kThreads}, size_t(sorted) * sizeof(uint64_t) + counters, stream, true}, logits,
-         int(n_vocab), k, slices, sorted, candidates, sums, ids, values, log_sum, finite);
+         int(row_length), int(n_vocab), k, slices, sorted, candidates, sums, ids, values, log_sum, finite);
 }
 
 }  // namespace gristmill::cuda

@@ -1,5 +1,5 @@
 // What scales the codes of one row of a tile, read once and then asked for by group (of 16 or 32 columns, as the format
-// has it). The float32 operations are those of csrc/formats.
+// has it), which may be a constant or differ from lane to lane. The float32 operations are those of csrc/formats.
 #pragma once
 
 #include "cuda/device/arithmetic.h"
@@ -14,14 +14,21 @@ struct GroupScale {
 template <TypeId id>
 struct TileScales;
 
-// Byte i of up to four words.
+// Words lie in registers, which have no variable index: what is left of this where i is a constant is one of them.
+template <int n>
+DEVICE uint32_t word_of(const uint32_t (&words)[n], int i) {
+  uint32_t v = words[0];
+  UNROLL
+  for (int j = 1; j < n; ++j) v = i == j ? words[j] : v;
+  return v;
+}
 template <int n>
 DEVICE uint32_t byte_of(const uint32_t (&words)[n], int i) {
-  return words[i / 4] >> 8 * (i % 4) & 0xffu;
+  return word_of(words, i / 4) >> 8 * (i % 4) & 0xffu;
 }
 template <int n>
 DEVICE float half_of(const uint32_t (&words)[n], int i) {
-  return f16_to_f32(uint16_t(words[i / 2] >> 16 * (i % 2)));
+  return f16_to_f32(uint16_t(word_of(words, i / 2) >> 16 * (i % 2)));
 }
 template <int n>
 DEVICE void load_words(const std::byte* from, uint32_t (&to)[n]) {
@@ -97,6 +104,16 @@ struct KScales {
     const uint32_t min = group < 4 ? mid & 63u : high >> 4 | mid >> 6 << 4;
     return {d * float(scale), -(dmin * float(min))};
   }
+  // As at(2 pair) and at(2 pair + 1), both at once: pair may differ from lane to lane.
+  DEVICE void pair(int pair, GroupScale (&of)[2]) const {
+    const int shift = 16 * (pair % 2);
+    const uint32_t low = words[1] >> shift, mid = words[2] >> shift, high = words[3] >> shift;
+    const bool first = pair < 2;
+    const uint32_t scale = first ? low & 0x3f3fu : (high & 0x0f0fu) | (low >> 2 & 0x3030u);
+    const uint32_t min = first ? mid & 0x3f3fu : (high >> 4 & 0x0f0fu) | (mid >> 2 & 0x3030u);
+    of[0] = {d * float(scale & 0xffu), -(dmin * float(min & 0xffu))};
+    of[1] = {d * float(scale >> 8 & 0xffu), -(dmin * float(min >> 8 & 0xffu))};
+  }
 };
 template <>
 struct TileScales<TypeId::Q4_K> : KScales<TypeId::Q4_K> {
@@ -165,5 +182,16 @@ struct TileScales<TypeId::IQ4_XS> {
     return {d * float(int(low | high << 4) - 32), 0.0f};
   }
 };
+
+// Of the columns 64 pair to 64 pair + 63: two groups of 32 or four of 16.
+template <TypeId id, int n>
+DEVICE void pair_scales(const TileScales<id>& row, int pair, GroupScale (&of)[n]) {
+  if constexpr (id == TypeId::Q4_K || id == TypeId::Q5_K) {
+    row.pair(pair, of);
+  } else {
+    UNROLL
+    for (int i = 0; i < n; ++i) of[i] = row.at(n * pair + i);
+  }
+}
 
 }  // namespace gristmill::cuda

@@ -9,12 +9,25 @@ namespace gristmill::cuda {
 namespace {
 
 constexpr int64_t kPieceBytes = 32 << 20;
+// One thread copies out of the page cache at a fraction of what the bus takes.
+constexpr int kMostReaders = 4;
+constexpr size_t kPartBytes = 2 << 20;
 
 }  // namespace
 
 Uploader::Stage::Stage(size_t bytes)
     : host(make_pinned<std::byte>(bytes)), device(make_device<std::byte>(bytes)), free(make_event()) {}
 Uploader::Stage::~Stage() { destroy_event(free); }
+
+Uploader::Uploader(Stream stream) : stream_(stream), readers_(std::min(kMostReaders, default_thread_count())) {}
+
+void Uploader::read(const std::byte* from, size_t bytes, std::byte* to) {
+  const int parts = int((bytes + kPartBytes - 1) / kPartBytes);
+  readers_.run(parts, [&](int i) {
+    const size_t first = size_t(i) * kPartBytes;
+    std::memcpy(to + first, from + first, std::min(kPartBytes, bytes - first));
+  });
+}
 
 DevicePointer<std::byte> Uploader::upload(const Weight& w) {
   auto tiles = make_device<std::byte>(size_t(matrix_bytes(w.format->id, w.n_rows, w.n_cols)));
@@ -36,7 +49,7 @@ DevicePointer<std::byte> Uploader::upload(const Weight& w) {
     const int64_t n = std::min(rows_at_once, w.n_rows - row);
     const size_t n_bytes = size_t(n * w.row_bytes());
     if (stage.used) synchronize(stage.free);
-    std::memcpy(stage.host.get(), w.data + row * w.row_bytes(), n_bytes);
+    read(w.data + row * w.row_bytes(), n_bytes, stage.host.get());
     copy_to_device(stage.device.get(), stage.host.get(), n_bytes, stream_);
     repack(matrix, row / kTileRows, stage.device.get(), n, stream_);
     record(stage.free, stream_);

@@ -5,16 +5,17 @@
 #include <memory>
 
 #include "backend.h"
+#include "core/thread_pool.h"
 #include "cuda/runtime.h"
 
 namespace gristmill::cuda {
 
-// Rows go through two pinned buffers, so that reading the file, the copy over the bus and the repacking of a piece
-// overlap those of its neighbours, also across matrices. The buffers live as long as this does: pinning memory takes
-// its time.
+// A few threads read rows into one of two pinned buffers, so that reading the file, the copy over the bus and the
+// repacking of a piece overlap those of its neighbours, also across matrices. The buffers live as long as this does:
+// pinning memory takes its time.
 class Uploader {
  public:
-  explicit Uploader(Stream stream) : stream_(stream) {}
+  explicit Uploader(Stream stream);
 
   // The tiles of a matrix, complete once the stream is. The file's bytes are read before this returns.
   DevicePointer<std::byte> upload(const Weight& w);
@@ -33,7 +34,10 @@ class Uploader {
     Stage& operator=(const Stage&) = delete;
   };
 
+  void read(const std::byte* from, size_t bytes, std::byte* to);
+
   Stream stream_;
+  ThreadPool readers_;
   std::unique_ptr<Stage> stages_[2];
   size_t stage_bytes_ = 0;
   int next_ = 0;

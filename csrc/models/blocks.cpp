@@ -19,9 +19,14 @@ Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameter
   const auto matrix = [&](const std::string& name, int64_t n_rows, int64_t n_cols) {
     return backend.upload_matrix(source.matrix(name, n_rows, n_cols));
   };
+  backend.at_layer(0);
   w.token_embd = matrix("token_embd.weight", h.n_vocab, h.n_embd);
+  backend.at_layer(h.n_layer);
   w.output_norm = backend.upload_vector(source.vector("output_norm.weight", h.n_embd));
-  w.output = source.has("output.weight") ? matrix("output.weight", h.n_vocab, h.n_embd) : w.token_embd;
+  const bool tied = !source.has("output.weight");
+  w.output = tied && backend.share_memory(0, h.n_layer)
+                 ? w.token_embd
+                 : matrix(tied ? "token_embd.weight" : "output.weight", h.n_vocab, h.n_embd);
   if (source.has("rope_freqs.weight")) {
     const int n = h.rope.dims / 2;
     const Weight divisors = source.vector("rope_freqs.weight", n);
@@ -34,6 +39,7 @@ Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameter
   const int64_t n_k = int64_t(h.n_head_kv) * h.head_dim_k;
   const int64_t n_v = int64_t(h.n_head_kv) * h.head_dim_v;
   for (int i = 0; i < h.n_layer; ++i) {
+    backend.at_layer(i);
     const std::string prefix = "blk." + std::to_string(i) + ".";
     const auto vector = [&](const char* name, int64_t n) {
       return backend.upload_vector(source.vector(prefix + name, n));
@@ -112,11 +118,13 @@ void Blocks::fill_rope_table(const Batch& batch) {
 void Blocks::embed(const Batch& batch) {
   reserve(batch.n_rows());
   backend_.begin(batch);
+  backend_.at_layer(0);
   fill_rope_table(batch);
   backend_.embed(weights_.token_embd, batch.tokens, x_.get());
 }
 
 void Blocks::attention(const Batch& batch, int layer) {
+  backend_.at_layer(layer);
   const LayerWeights& l = weights_.layers[size_t(layer)];
   const int n = batch.n_rows();
   backend_.rms_norm(x_.get(), l.attn_norm.get(), h_.rms_epsilon, n, h_.n_embd, normed_.get());
@@ -156,6 +164,7 @@ void Blocks::copy_residual(const Batch& batch, int layer) {
 }
 
 void Blocks::head(const Batch& batch, float* logits) {
+  backend_.at_layer(h_.n_layer);
   if (!head_rows_) head_rows_ = backend_.allocate(size_t(kHeadRows) * size_t(h_.n_embd));
   if (!head_logits_ && !backend_.writes_host())
     head_logits_ = backend_.allocate(size_t(kHeadRows) * size_t(h_.n_vocab));
@@ -163,13 +172,17 @@ void Blocks::head(const Batch& batch, float* logits) {
   for (size_t first = 0; first < rows.size(); first += kHeadRows) {
     const std::span<const int> some = rows.subspan(first, std::min(rows.size() - first, size_t(kHeadRows)));
     const int n = int(some.size());
-    float* host = logits + first * size_t(h_.n_vocab);
+    float* host = batch.top ? nullptr : logits + first * size_t(h_.n_vocab);
     float* out = backend_.writes_host() ? host : head_logits_.get();
     backend_.gather_rows(x_.get(), some, h_.n_embd, head_rows_.get());
     backend_.rms_norm(head_rows_.get(), weights_.output_norm.get(), h_.rms_epsilon, n, h_.n_embd, head_rows_.get());
     // Always the decoding kernels: a row's logits then do not depend on how many rows were asked for.
     backend_.matmul(std::array{Product{&weights_.output, nullptr, out}}, head_rows_.get(), n, true);
-    backend_.download(out, size_t(n) * size_t(h_.n_vocab), host);
+    if (batch.top) {
+      backend_.top_logits(out, n, h_.n_vocab, batch.top->from_row(int64_t(first)));
+    } else {
+      backend_.download(out, size_t(n) * size_t(h_.n_vocab), host);
+    }
   }
   backend_.end();
 }

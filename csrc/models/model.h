@@ -17,7 +17,8 @@ class Model {
   virtual ~Model() = default;
   virtual const Hyperparameters& hyperparameters() const = 0;
   // Runs the batch, appends its keys and values to the spans' caches (which must have room and whose n_past the caller
-  // advances), and writes the logits of batch.output_rows to host memory, [output_rows.size(), n_vocab].
+  // advances), and writes the logits of batch.output_rows to host memory, [output_rows.size(), n_vocab], or fills in
+  // batch.top where that is given.
   // between_layers, where given, is called before each layer and may throw to give the pass up. batch.residuals, where
   // given, is filled in; only then is anything read back in the middle.
   virtual void forward(const Batch& batch, float* logits, const std::function<void()>& between_layers) = 0;

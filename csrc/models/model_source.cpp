@@ -124,7 +124,12 @@ Weight ModelSource::matrix(const std::string& name, int64_t n_rows, int64_t n_co
     fail("tensor " + name + ", expected shape [" + (n_rows == 1 ? "" : std::to_string(n_rows) + ", ") +
          std::to_string(n_cols) + "], got " + shape_text(shape));
   t.used = true;
-  return {t.format, files_[size_t(t.entry.file_index)]->data() + t.entry.offset, n_rows, n_cols};
+  const Weight w{t.format, files_[size_t(t.entry.file_index)]->data() + t.entry.offset, n_rows, n_cols};
+  if (progress_) {
+    progress_(std::min(bytes_read_, bytes_), bytes_);
+    bytes_read_ += n_rows * w.row_bytes();
+  }
+  return w;
 }
 
 Weight ModelSource::optional_vector(const std::string& name, int64_t n) {
@@ -142,6 +147,15 @@ std::string ModelSource::name_at(const std::byte* data) const {
   for (const auto& [name, t] : tensors_)
     if (files_[size_t(t.entry.file_index)]->data() + t.entry.offset == data) return name;
   return {};
+}
+
+void ModelSource::tell_progress(std::function<void(int64_t, int64_t)> f) {
+  if (progress_) progress_(bytes_, bytes_);
+  progress_ = std::move(f);
+  bytes_read_ = bytes_ = 0;
+  for_each_tensor([&](const std::string&, const formats::FormatInfo& format, int64_t n_rows, int64_t n_cols) {
+    bytes_ += n_rows * n_cols / format.block_size * format.type_size;
+  });
 }
 
 void ModelSource::check_files() const {

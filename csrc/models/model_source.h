@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -54,15 +55,19 @@ class ModelSource {
   std::vector<std::string> unused_tensors() const;
   // The tensor whose weights begin there; empty where none does.
   std::string name_at(const std::byte* data) const;
-  // f(format, n_rows, n_cols) for every tensor.
+  // f(name, format, n_rows, n_cols) for every tensor.
   template <class F>
   void for_each_tensor(F&& f) const {
     for (const auto& [name, t] : tensors_) {
       int64_t n_rows = 1;  // the product was checked to fit
       for (size_t i = 0; i + 1 < t.entry.shape.size(); ++i) n_rows *= int64_t(t.entry.shape[i]);
-      f(*t.format, n_rows, int64_t(t.entry.shape.back()));
+      f(name, *t.format, n_rows, int64_t(t.entry.shape.back()));
     }
   }
+
+  // From now on f is told, before each tensor is handed out, how many bytes of weights were, of how many; it may throw.
+  // The one before is told that all were.
+  void tell_progress(std::function<void(int64_t, int64_t)> f);
 
   // Throws once a mapped file was cut.
   void check_files() const;
@@ -81,6 +86,8 @@ class ModelSource {
   std::map<std::string, Value> metadata_;
   std::set<std::string> keys_read_;
   std::string architecture_;
+  std::function<void(int64_t, int64_t)> progress_;
+  int64_t bytes_read_ = 0, bytes_ = 0;
 };
 
 }  // namespace gristmill::models

@@ -71,6 +71,24 @@ void Candidates::load(std::span<const float> logits) {
   if (!good) fail_non_finite(logits);
 }
 
+void Candidates::load_listed(std::span<const int32_t> ids, std::span<const float> logits, size_t n_vocab) {
+  n_vocab_ = n_vocab;
+  size_ = ids.size();
+  whole_ = false;
+  max_.reset();
+  ids_.assign(ids.begin(), ids.end());
+  logits_.assign(logits.begin(), logits.end());
+  for (size_t i = 0; i < size_; ++i) {
+    if (ids[i] < 0 || static_cast<size_t>(ids[i]) >= n_vocab || (i > 0 && ids[i] <= ids[i - 1]))
+      throw ArgumentError("[sampling] candidates, expected ascending tokens below " + std::to_string(n_vocab) +
+                          ", got " + std::to_string(ids[i]));
+    if (!(logits[i] <= FLT_MAX)) {
+      throw Error("[sampling] non-finite logits, expected finite or -inf, got " +
+                  std::string(std::isnan(logits[i]) ? "nan" : "inf") + " for token " + std::to_string(ids[i]));
+    }
+  }
+}
+
 void Candidates::replace(std::span<const float> logits) {
   if (whole_) return load(logits);
   if (!finite_or_masked(logits.data(), logits.size())) fail_non_finite(logits);

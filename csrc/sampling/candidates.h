@@ -27,6 +27,9 @@ class Candidates {
   // Takes the logits of a whole vocabulary. -inf masks a token; NaN or +inf throws Error.
   void load(std::span<const float> logits);
 
+  // Takes some tokens of a vocabulary, in ascending order of id, as if a truncation had left them.
+  void load_listed(std::span<const int32_t> ids, std::span<const float> logits, size_t n_vocab);
+
   // Takes changed logits for the whole vocabulary (same length as loaded). Candidates stay candidates; a token that was
   // removed comes back if its logit is above -inf. NaN or +inf throws Error.
   void replace(std::span<const float> logits);

@@ -41,15 +41,23 @@ void Chain::run(std::span<const float> logits, std::optional<std::span<const int
     throw ArgumentError("[sampling] too many logits, expected at most 2147483647, got " +
                         std::to_string(logits.size()));
   }
-  if (history) {
-    for (const int32_t token : *history) check_token(token, logits.size());
-  } else if (!history_.empty()) {
-    check_token(largest_token_, logits.size());
-  }
+  check_history(history, logits.size());
   n_vocab_ = logits.size();
-  work_.tally.resize(n_vocab_);
   candidates_.load(logits);
-  Step step{history.value_or(history_), rng, mirostat_mu_, work_};
+  apply_samplers(history.value_or(history_), rng);
+}
+
+void Chain::check_history(std::optional<std::span<const int32_t>> history, size_t n_vocab) const {
+  if (history) {
+    for (const int32_t token : *history) check_token(token, n_vocab);
+  } else if (!history_.empty()) {
+    check_token(largest_token_, n_vocab);
+  }
+}
+
+void Chain::apply_samplers(std::span<const int32_t> history, Rng& rng) {
+  work_.tally.resize(n_vocab_);
+  Step step{history, rng, mirostat_mu_, work_};
   for (size_t i = 0;; ++i) {
     if (candidates_.max_logit() == kMasked) {
       throw Error("[sampling] every token is masked" +
@@ -64,6 +72,32 @@ void Chain::run(std::span<const float> logits, std::optional<std::span<const int
 
 int32_t Chain::sample(std::span<const float> logits) {
   run(logits, std::nullopt, rng_);
+  return draw();
+}
+
+std::optional<size_t> Chain::n_needed() const {
+  size_t n = 0;
+  for (const SamplerPtr& sampler : samplers_) {
+    const Reach reach = sampler->reach(history_);
+    if (reach.kind == Reach::kWhole) return std::nullopt;
+    n += reach.n;
+    if (reach.kind == Reach::kTop) return n;
+  }
+  return std::nullopt;
+}
+
+int32_t Chain::sample(std::span<const int32_t> ids, std::span<const float> logits, size_t n_vocab) {
+  if (ids.empty() || ids.size() != logits.size())
+    throw ArgumentError("[sampling] candidates, expected as many ids as logits and at least one, got " +
+                        std::to_string(ids.size()) + " and " + std::to_string(logits.size()));
+  check_history(std::nullopt, n_vocab);
+  n_vocab_ = n_vocab;
+  candidates_.load_listed(ids, logits, n_vocab);
+  apply_samplers(history_, rng_);
+  return draw();
+}
+
+int32_t Chain::draw() {
   const Softmax& softmax = work_.softmax;
   const size_t i = softmax.pick(rng_.uniform());
   if (!samplers_.empty()) {

@@ -30,6 +30,13 @@ class Chain {
   // xtc), and picks by the inverse of the cumulative distribution over ascending token ids.
   int32_t sample(std::span<const float> logits);
 
+  // How many of the most likely tokens the next sample() has to see for what it would do with all; nullopt: all. That
+  // is so where something, before anything else that looks at every token, leaves only so many; each token whose logit
+  // may fall before that takes a place that one below the rest might get.
+  std::optional<size_t> n_needed() const;
+  // sample() with these alone, in ascending order of id: the n_needed() most likely, or more of them.
+  int32_t sample(std::span<const int32_t> ids, std::span<const float> logits, size_t n_vocab);
+
   // What the next sample() would draw from, without any effect on the chain's state.
   // A history given here stands in for the accepted one.
   Distribution distribution(std::span<const float> logits,
@@ -49,6 +56,9 @@ class Chain {
 
  private:
   void run(std::span<const float> logits, std::optional<std::span<const int32_t>> history, Rng& rng);
+  void check_history(std::optional<std::span<const int32_t>> history, size_t n_vocab) const;
+  void apply_samplers(std::span<const int32_t> history, Rng& rng);  // to candidates_
+  int32_t draw();
 
   std::vector<SamplerPtr> samplers_;
   uint32_t seed_;

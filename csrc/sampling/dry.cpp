@@ -59,8 +59,14 @@ int64_t Dry::since_breaker(std::span<const int32_t> window) const {
   return static_cast<int64_t>(window.size());
 }
 
+Reach Dry::reach(std::span<const int32_t> history) const {
+  if (off()) return {Reach::kNothing};
+  if (multiplier_ < 0.0f) return {};
+  return {Reach::kLowers, count_distinct(last_tokens(history, last_n_))};
+}
+
 void Dry::apply(Candidates& candidates, Step& step) const {
-  if (multiplier_ == 0.0f || base_ < 1.0f || last_n_ == 0) return;
+  if (off()) return;
   const std::span<const int32_t> window = last_tokens(step.history, last_n_);
   const int64_t n = static_cast<int64_t>(window.size());
   if (n <= allowed_length_) return;

@@ -23,9 +23,11 @@ class Dry final : public Sampler {
 
   // Off if multiplier == 0, base < 1 or last_n == 0; last_n < 0 means the whole context.
   Dry(float multiplier, float base, int64_t allowed_length, int64_t last_n, std::span<const Breaker> breakers);
+  Reach reach(std::span<const int32_t> history) const override;
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
+  bool off() const { return multiplier_ == 0.0f || base_ < 1.0f || last_n_ == 0; }
   // Number of tokens since the last sequence breaker: no repetition counts for more.
   int64_t since_breaker(std::span<const int32_t> window) const;
   bool is_breaker(int32_t token) const;

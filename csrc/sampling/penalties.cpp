@@ -4,8 +4,14 @@
 
 namespace gristmill::sampling {
 
+Reach Penalties::reach(std::span<const int32_t> history) const {
+  if (off()) return {Reach::kNothing};
+  if (repeat_ < 1.0f || frequency_ < 0.0f || presence_ < 0.0f) return {};
+  return {Reach::kLowers, count_distinct(last_tokens(history, last_n_))};
+}
+
 void Penalties::apply(Candidates& candidates, Step& step) const {
-  if (last_n_ <= 0 || (repeat_ == 1.0f && frequency_ == 0.0f && presence_ == 0.0f)) return;
+  if (off()) return;
   const std::span<const int32_t> window = last_tokens(step.history, last_n_);
   std::vector<int32_t>& tally = step.work.tally;
   std::vector<uint32_t>& distinct = step.work.indices;

@@ -12,9 +12,12 @@ class Penalties final : public Sampler {
  public:
   Penalties(int64_t last_n, float repeat, float frequency, float presence)
       : last_n_(last_n), repeat_(repeat), frequency_(frequency), presence_(presence) {}
+  Reach reach(std::span<const int32_t> history) const override;
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
+  bool off() const { return last_n_ <= 0 || (repeat_ == 1.0f && frequency_ == 0.0f && presence_ == 0.0f); }
+
   int64_t last_n_;
   float repeat_;
   float frequency_;

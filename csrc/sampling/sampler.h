@@ -2,6 +2,7 @@
 // one token to the next lives in the chain and is handed in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -34,9 +35,30 @@ inline std::span<const int32_t> last_tokens(std::span<const int32_t> history, in
   return all ? history : history.last(static_cast<size_t>(n));
 }
 
+// What a sampler can do to a candidate list that holds the most likely tokens alone, for the same result as with the
+// whole vocabulary.
+struct Reach {
+  enum Kind {
+    kNothing,  // it is off
+    kLowers,   // lowers the logits of n tokens at most, and raises none
+    kTop,      // leaves the n most likely at most, whatever the others are
+    kWhole,    // looks at all
+  } kind = kWhole;
+  size_t n = 0;
+};
+
+// Tokens that occur in a stretch of history.
+inline size_t count_distinct(std::span<const int32_t> tokens) {
+  std::vector<int32_t> sorted(tokens.begin(), tokens.end());
+  std::sort(sorted.begin(), sorted.end());
+  return static_cast<size_t>(std::unique(sorted.begin(), sorted.end()) - sorted.begin());
+}
+
 class Sampler {
  public:
   virtual ~Sampler() = default;
+
+  virtual Reach reach(std::span<const int32_t> /*history*/) const { return {}; }
 
   // Changes or removes candidates. At least one of them is unmasked on entry, and at least one is left.
   virtual void apply(Candidates& candidates, Step& step) const = 0;

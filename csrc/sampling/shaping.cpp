@@ -9,6 +9,14 @@
 
 namespace gristmill::sampling {
 
+// Division keeps the order but for ties that rounding makes, so a temperature in front of a truncation sees the whole.
+Reach Temperature::reach(std::span<const int32_t>) const {
+  if (range_ > 0.0) return {};
+  const float divisor = static_cast<float>(temp_);
+  if (divisor == 1.0f) return {Reach::kNothing};
+  return divisor > 0.0f ? Reach{} : Reach{Reach::kTop, 1};
+}
+
 void Temperature::apply(Candidates& candidates, Step& step) const {
   double temp = temp_;
   if (range_ > 0.0) {
@@ -24,6 +32,11 @@ void Temperature::apply(Candidates& candidates, Step& step) const {
   // A quotient that float32 cannot hold is the limit of temperature zero.
   if (!(divisor > 0.0f) || std::fabs(candidates.max_logit() / divisor) > FLT_MAX) return candidates.keep_top(1);
   candidates.divide(divisor);
+}
+
+Reach LogitBias::reach(std::span<const int32_t>) const {
+  if (std::ranges::any_of(biases_, [](const auto& b) { return b.second > 0.0f; })) return {};
+  return {Reach::kLowers, biases_.size()};
 }
 
 void LogitBias::apply(Candidates& candidates, Step&) const {

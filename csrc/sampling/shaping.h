@@ -15,6 +15,7 @@ namespace gristmill::sampling {
 class Temperature final : public Sampler {
  public:
   Temperature(double temp, double range, double exponent) : temp_(temp), range_(range), exponent_(exponent) {}
+  Reach reach(std::span<const int32_t>) const override;
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
@@ -27,6 +28,7 @@ class Temperature final : public Sampler {
 class LogitBias final : public Sampler {
  public:
   explicit LogitBias(std::vector<std::pair<int32_t, float>> biases) : biases_(std::move(biases)) {}
+  Reach reach(std::span<const int32_t>) const override;
   void apply(Candidates& candidates, Step& step) const override;
 
  private:

@@ -61,7 +61,7 @@ void TopNSigma::apply(Candidates& candidates, Step&) const {
 }
 
 void Xtc::apply(Candidates& candidates, Step& step) const {
-  if (probability_ <= 0.0 || threshold_ > 0.5 || candidates.size() < 2) return;
+  if (off() || candidates.size() < 2) return;
   if (step.rng.uniform() > probability_) return;
   step.work.softmax.compute(candidates);
   const std::span<const float> weights = step.work.softmax.weights();

@@ -9,6 +9,9 @@ namespace gristmill::sampling {
 class TopK final : public Sampler {
  public:
   explicit TopK(int64_t k) : k_(k) {}
+  Reach reach(std::span<const int32_t>) const override {
+    return k_ > 0 ? Reach{Reach::kTop, static_cast<size_t>(k_)} : Reach{Reach::kNothing};
+  }
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
@@ -20,6 +23,7 @@ class TopK final : public Sampler {
 class TopP final : public Sampler {
  public:
   TopP(double p, size_t min_keep) : p_(p), min_keep_(min_keep) {}
+  Reach reach(std::span<const int32_t>) const override { return {p_ >= 1.0 ? Reach::kNothing : Reach::kWhole}; }
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
@@ -32,6 +36,7 @@ class TopP final : public Sampler {
 class MinP final : public Sampler {
  public:
   MinP(double p, size_t min_keep) : p_(p), min_keep_(min_keep) {}
+  Reach reach(std::span<const int32_t>) const override { return {p_ <= 0.0 ? Reach::kNothing : Reach::kWhole}; }
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
@@ -44,6 +49,7 @@ class MinP final : public Sampler {
 class TypicalP final : public Sampler {
  public:
   TypicalP(double p, size_t min_keep) : p_(p), min_keep_(min_keep) {}
+  Reach reach(std::span<const int32_t>) const override { return {p_ >= 1.0 ? Reach::kNothing : Reach::kWhole}; }
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
@@ -56,6 +62,7 @@ class TypicalP final : public Sampler {
 class TopNSigma final : public Sampler {
  public:
   explicit TopNSigma(double n) : n_(n) {}
+  Reach reach(std::span<const int32_t>) const override { return {n_ <= 0.0 ? Reach::kNothing : Reach::kWhole}; }
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
@@ -68,9 +75,11 @@ class Xtc final : public Sampler {
  public:
   Xtc(double probability, double threshold, size_t min_keep)
       : probability_(probability), threshold_(threshold), min_keep_(min_keep) {}
+  Reach reach(std::span<const int32_t>) const override { return {off() ? Reach::kNothing : Reach::kWhole}; }
   void apply(Candidates& candidates, Step& step) const override;
 
  private:
+  bool off() const { return probability_ <= 0.0 || threshold_ > 0.5; }
   double probability_;
   double threshold_;
   size_t min_keep_;
@@ -79,6 +88,7 @@ class Xtc final : public Sampler {
 // The most likely candidate only.
 class Greedy final : public Sampler {
  public:
+  Reach reach(std::span<const int32_t>) const override { return {Reach::kTop, 1}; }
   void apply(Candidates& candidates, Step& step) const override;
 };
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gristmill.generate import Generation, GenerationStats, Piece
     from gristmill.gguf import GGUFFile, TensorInfo
     from gristmill.metadata import Metadata
-    from gristmill.model import Model, Session, load
+    from gristmill.model import Model, load
     from gristmill.quants import dequantize, formats, matmul, quantize
     from gristmill.sampling import (
         CustomSampler,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         TypicalP,
         Xtc,
     )
+    from gristmill.session import Session
     from gristmill.tokenizer import Tokenizer
 
 __all__ = [
@@ -99,7 +100,7 @@ _HOME = {
     "generate": ("Generation", "GenerationStats", "Piece"),
     "gguf": ("GGUFFile", "TensorInfo"),
     "metadata": ("Metadata",),
-    "model": ("Model", "Session", "load"),
+    "model": ("Model", "load"),
     "quants": ("dequantize", "formats", "matmul", "quantize"),
     "sampling": (
         "CustomSampler",
@@ -118,6 +119,7 @@ _HOME = {
         "TypicalP",
         "Xtc",
     ),
+    "session": ("Session",),
     "tokenizer": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

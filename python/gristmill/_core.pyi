@@ -1,7 +1,7 @@
 """gristmill's compiled part: block formats, kernels, models, samplers."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import numpy
 from numpy.typing import NDArray
@@ -50,6 +50,11 @@ def measure_read_bandwidth(n_threads: int, bytes: int, seconds: float = 0.5, isa
 def measure_peak_ops(n_threads: int, kind: str, seconds: float = 0.2, isa: str = '') -> float:
     """
     1e9 operations a second (a multiply-add is two), kind int8, float32 or bfloat16; 0 where there is no such instruction.
+    """
+
+def measure_gpu_limits(index: int, seconds: float = 0.4) -> tuple[float, float, float]:
+    """
+    1e9 bytes a second that a GPU reads from memory, 1e9 that it copies (both ways counted), 1e9 operations a second of tensor products of halves.
     """
 
 def read_bytes(bytes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], isa: str = '') -> list[int]:
@@ -129,7 +134,16 @@ class Engine:
     def isa(self) -> str: ...
 
     @property
-    def device(self) -> str: ...
+    def device_layers(self) -> list[tuple[str, int, int]]:
+        """
+        (device, first, last) of layers [first, last) one after the other, the output counting as the last layer.
+        """
+
+    @property
+    def finds_top_logits(self) -> bool: ...
+
+    most_top_logits: Final[int] = ...
+    """(arg: object, /) -> int"""
 
     @property
     def device_note(self) -> str: ...
@@ -148,9 +162,9 @@ class Engine:
         (tensor, tokens, sums float32 [1, n_cols]) of every matrix since observe().
         """
 
-def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str, precise: bool = False, device: str = 'cpu') -> Engine:
+def make_engine(paths: Sequence[bytes], tensors: Sequence[tuple[str, int, Sequence[int], int, int]], metadata: dict, n_ctx: int, n_threads: int, cache_type_k: str, cache_type_v: str, isa: str, precise: bool = False, device: str = 'cpu', n_gpu_layers: int | None = None, main_gpu: int = -1, tensor_split: Sequence[float] = [], progress: Callable | None = None) -> Engine:
     """
-    Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset).
+    Maps the files and reads the model. tensors: (name, type_id, shape, file_index, offset). progress is called with the bytes of weights that were read, and all there are.
     """
 
 class Session:
@@ -169,6 +183,11 @@ class Session:
         Appends tokens; logits_of: none, last or all. Float32 logits [0, 1 or len(tokens), n_vocab].
         """
 
+    def forward_top(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], k: int, n_vocab: int) -> tuple[Annotated[NDArray[numpy.int32], dict(shape=(None, None))], Annotated[NDArray[numpy.float32], dict(shape=(None, None))]]:
+        """
+        Appends tokens; of the last one's logits the k largest of the first n_vocab, largest first: ids int32 [1, k], logits float32 [1, k].
+        """
+
     def residuals(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None))]:
         """
         Appends tokens; the residual stream before each layer and after the last, float32 [n_layer + 1, len(tokens), n_embd].
@@ -176,6 +195,11 @@ class Session:
 
 def decode(sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """One token for each session; float32 logits [len(sessions), n_vocab]."""
+
+def decode_top(sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], k: int, n_vocab: int) -> tuple[Annotated[NDArray[numpy.int32], dict(shape=(None, None))], Annotated[NDArray[numpy.float32], dict(shape=(None, None))]]:
+    """
+    The same with each session's k largest logits of the first n_vocab, largest first: ids int32 [len(sessions), k], logits float32 [len(sessions), k].
+    """
 
 class Sampler:
     pass
@@ -214,6 +238,10 @@ class Chain:
     def __init__(self, arg0: Sequence[Sampler], arg1: int, /) -> None: ...
 
     def sample(self, arg: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], /) -> int: ...
+
+    def n_needed(self) -> int | None: ...
+
+    def sample_top(self, arg0: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], arg1: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], arg2: int, /) -> int: ...
 
     def distribution(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], history: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None) -> tuple: ...
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from gristmill.bench_work import BenchTest, Work, main_format, plan, work_of
+from gristmill.bench_work import BenchTest, Work, device_shares, main_format, plan, work_of
 from gristmill.errors import ArgumentError
-from gristmill.limits import Limits, measure_limits
-from gristmill.model import Model, Session
+from gristmill.limits import Limits, measure_gpu_limits, measure_limits, one_after_the_other
+from gristmill.model import Model
+from gristmill.session import Session
 
 Progress = Callable[[str, int, int], None]
 """Called with what runs now, the repetitions that are done, and all there are."""
@@ -41,6 +42,7 @@ class BenchResult:
     seconds: tuple[float, ...]
     work: Work
     limits: Limits
+    device: str = "cpu"
 
     @property
     def samples(self) -> list[float]:
@@ -81,7 +83,7 @@ class BenchResult:
     def share_of_peak(self) -> float:
         """The time that the operations take at peak, each kind at its own, over the time taken."""
         return (
-            self._per_second(self.work.int8_ops) / self.limits.int8_gop_s
+            self._per_second(self.work.int8_ops) / self.limits.quantized_gop_s
             + self._per_second(self.work.float_ops) / self.limits.float_gop_s
         )
 
@@ -108,6 +110,7 @@ class BenchResult:
             "model_bytes": self.model_bytes,
             "n_parameters": self.n_parameters,
             "isa": self.limits.isa,
+            "device": self.device,
             "n_threads": self.limits.n_threads,
             "cache_type_k": self.cache_type_k,
             "cache_type_v": self.cache_type_v,
@@ -137,6 +140,8 @@ class BenchResult:
             "limit_float32_gop_s": self.limits.float32_gop_s,
             "limit_bfloat16_gop_s": self.limits.bfloat16_gop_s,
             "limit_int16_gop_s": self.limits.int16_gop_s,
+            "limit_copy_gb_s": self.limits.copy_gb_s,
+            "limit_tensor_gop_s": self.limits.tensor_gop_s,
         }
 
 
@@ -206,7 +211,7 @@ def _run(
         return
 
     def measured() -> Limits:
-        return measure_limits(model.n_threads, model.isa, seconds=limit_seconds)
+        return _limits_of(model, limit_seconds)
 
     progress("limits", 0, len(wanted) * (repetitions + 1))
     limits = measured()
@@ -231,7 +236,22 @@ def _run(
             seconds=tuple(seconds),
             work=work_of(model, test),
             limits=limits,
+            device=model.device,
         )
+
+
+def _limits_of(model: Model, seconds: float) -> Limits:
+    """The limits of the devices that the model's layers are on."""
+    if model.device == "cpu":
+        return measure_limits(model.n_threads, model.isa, seconds=seconds)
+    parts = []
+    for part, share in zip(model.device_layers, device_shares(model), strict=True):
+        if part.device == "cpu":
+            limits = measure_limits(model.n_threads, model.isa, seconds=seconds)
+        else:
+            limits = measure_gpu_limits(part.gpu_index, seconds=seconds)
+        parts.append((share, limits))
+    return one_after_the_other(parts, model.device, model.n_threads)
 
 
 def at_best_limits(results: Sequence[BenchResult]) -> list[BenchResult]:
@@ -267,8 +287,14 @@ def _time(model: Model, test: BenchTest, repetitions: int, told: Callable[[int],
 
 
 def _decode(model: Model, sessions: Sequence[Session], steps: Sequence[Sequence[int]]) -> None:
+    # What generation asks for; a vocabulary's logits to the host would be measured too.
+    k = min(64, model.n_vocab)
     for tokens in steps:
-        if len(sessions) == 1:
+        if model.finds_top_logits and len(sessions) == 1:
+            sessions[0].forward_top(tokens, k)
+        elif model.finds_top_logits:
+            model.decode_batch_top(sessions, tokens, k)
+        elif len(sessions) == 1:
             sessions[0].forward(tokens)
         else:
             model.decode_batch(sessions, tokens)

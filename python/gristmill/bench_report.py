@@ -124,7 +124,11 @@ def limit_lines(results: Sequence[BenchResult]) -> list[str]:
 
 
 def limits_line(limits: Limits) -> str:
-    """The limits of some threads in words."""
+    """The limits of some threads, or of some devices, in words."""
+    if limits.tensor_gop_s:
+        text = f"{limits.isa}: read {limits.read_gb_s:.0f} GB/s"
+        text += f", copy {limits.copy_gb_s:.0f} GB/s" if limits.copy_gb_s else ""
+        return f"{text}, products of halves {limits.tensor_gop_s / 1e3:.1f} TOP/s"
     threads = "1 thread" if limits.n_threads == 1 else f"{limits.n_threads} threads"
     text = f"{threads}, {limits.isa}: read {limits.read_gb_s:.1f} GB/s, int8 {limits.int8_gop_s:.0f} GOP/s"
     text += f", float32 {limits.float32_gop_s:.0f} GOP/s"

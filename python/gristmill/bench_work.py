@@ -128,6 +128,19 @@ def work_of(model: Model, test: BenchTest) -> Work:
     )
 
 
+def device_shares(model: Model) -> list[float]:
+    """The share of the matrices' bytes on each of ``model.device_layers``."""
+    layers, output = layer_matrices(model), output_matrix(model)
+    sizes = []
+    for part in model.device_layers:
+        size = output.n_bytes if part.last > model.n_layer else 0
+        for tensor in layers:
+            if part.first <= int(tensor.name.split(".")[1]) < part.last:
+                size += tensor.n_bytes
+        sizes.append(size)
+    return [size / sum(sizes) for size in sizes]
+
+
 def kv_bytes_per_position(model: Model) -> Fraction:
     """Bytes of keys and values that attention reads for each position that a token sees, in all layers."""
     prefix = f"{model.architecture}.attention."

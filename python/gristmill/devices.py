@@ -1,7 +1,9 @@
-"""The GPUs that models can run on, and which device a load means."""
+"""The GPUs that models can run on, and how a model's layers are placed on them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gristmill import _core
@@ -34,24 +36,54 @@ def why_no_gpu() -> str:
     return _core.cuda_why_not()
 
 
-def choose(device: str, n_gpu_layers: int | None, n_layer: int | None) -> str:
-    """The device that the engine is asked for: ``"cpu"``, ``"auto"``, ``"cuda"`` or ``"cuda:N"``.
+@dataclass(frozen=True)
+class DeviceLayers:
+    """Layers ``first`` to ``last - 1`` of a model on one device; the output counts as one more layer."""
+
+    device: str
+    """``"cpu"``, or ``"cuda:0 (NVIDIA H200)"``."""
+    first: int
+    last: int
+
+    @property
+    def gpu_index(self) -> int:
+        """The driver's number of the GPU; -1 for the CPU."""
+        return -1 if self.device == "cpu" else int(self.device.partition(" ")[0].removeprefix("cuda:"))
+
+    def describe(self, n_layer: int) -> str:
+        """In words: ``"cuda:0 (NVIDIA H200): layers 20 to 63 and the output"``."""
+        layers = range(self.first, min(self.last, n_layer))
+        parts = []
+        if len(layers) == 1:
+            parts.append(f"layer {layers[0]}")
+        elif layers:
+            parts.append(f"layers {layers[0]} to {layers[-1]}")
+        if self.last > n_layer:
+            parts.append("the output")
+        return f"{self.device}: {' and '.join(parts)}"
+
+
+def check_placement(
+    n_gpu_layers: int | None, main_gpu: int | None, tensor_split: Sequence[float]
+) -> tuple[int | None, int, list[float]]:
+    """The layers, the main GPU and the shares of GPUs as the engine takes them.
 
     Args:
-        device: As the user gave it.
-        n_gpu_layers: Layers for the GPU; None leaves it to the device, a negative number means all.
-        n_layer: Layers of the model, where the file says.
+        n_gpu_layers: None for as many as fit; a negative number for all.
+        main_gpu: None for the first GPU.
+        tensor_split: Shares; empty leaves them to the engine.
 
     Raises:
-        ArgumentError: Some layers on the GPU and some not, which this version cannot do.
+        ArgumentError: One is out of range.
     """
-    if n_gpu_layers == 0:
-        return "cpu"
-    if n_gpu_layers is None or n_gpu_layers < 0 or n_layer is None or n_gpu_layers >= n_layer:
-        return device
-    if device != "cpu" and not why_no_gpu():
-        raise ArgumentError(
-            f"n_gpu_layers, expected 0 or at least the model's {n_layer}, got {n_gpu_layers}: "
-            "a model runs on one device as a whole"
-        )
-    return device
+    if n_gpu_layers is not None:
+        n_gpu_layers = _ALL_LAYERS if n_gpu_layers < 0 else min(n_gpu_layers, _ALL_LAYERS)
+    if main_gpu is not None and not 0 <= main_gpu < 2**31:
+        raise ArgumentError(f"main_gpu, expected at least 0, got {main_gpu}")
+    shares = [float(share) for share in tensor_split]
+    if shares and (not all(0 <= share < math.inf for share in shares) or not any(shares)):
+        raise ArgumentError(f"tensor_split, expected numbers of at least 0, one above 0, got {tensor_split}")
+    return n_gpu_layers, -1 if main_gpu is None else main_gpu, shares
+
+
+_ALL_LAYERS = 2**31 - 1

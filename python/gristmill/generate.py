@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from gristmill.errors import ArgumentError, ContextFullError
 
 if TYPE_CHECKING:
-    from gristmill.model import Model, Session
+    from gristmill.model import Model
     from gristmill.reasoning import ReasoningSplitter
     from gristmill.sampling import SamplerChain
+    from gristmill.session import Session
     from gristmill.stream_decoder import StreamDecoder
 
 FinishReason = Literal["eog", "stop", "length", "context_full"]
 Kind = Literal["content", "reasoning"]
+
+# Of a position, that a GPU finds at once.
+MOST_TOP_LOGITS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,17 +233,13 @@ class _Loop:
         sampler.bind(self.model.tokenizer)
         sampler.accept_many(self.ids)
         begin = time.perf_counter()
-        logits = session.forward(self.ids[stats.n_reused :])
-        stats.prompt_seconds = time.perf_counter() - begin
         eog = self.model.tokenizer.eog_ids
         masked = sorted(eog) if ignore_eog else []
-        # Embeddings may be padded beyond the vocabulary, with rows that mean nothing.
-        n_vocab = self.model.tokenizer.n_vocab
+        draw = self._forward(self.ids[stats.n_reused :], masked)
+        stats.prompt_seconds = time.perf_counter() - begin
         while True:
-            logits[masked] = -float("inf")
-            logits[n_vocab:] = -float("inf")
             begin = time.perf_counter()
-            token = sampler.sample(logits)
+            token = draw()
             sampler.accept(token)
             stats.decode_seconds += time.perf_counter() - begin
             stats.n_generated += 1
@@ -256,8 +258,29 @@ class _Loop:
                 self.finish = "context_full"
                 return
             begin = time.perf_counter()
-            logits = session.forward([token])
+            draw = self._forward([token], masked)
             stats.decode_seconds += time.perf_counter() - begin
+
+    def _forward(self, ids: list[int], masked: list[int]) -> Callable[[], int]:
+        """Appends tokens to the session; what draws the next one, never one that is masked.
+
+        Where the logits are on a GPU and the sampler needs few of them, only those come to the host: the
+        token is the same.
+        """
+        session, sampler = self.session, self.sampler
+        # Embeddings may be padded beyond the vocabulary, with rows that mean nothing.
+        n_vocab = self.model.tokenizer.n_vocab
+        k = sampler.n_needed() if self.model.finds_top_logits else None
+        # In steps, so that the device can repeat itself while penalties look back on more and more tokens.
+        k = -(-(k + len(masked)) // 64) * 64 if k is not None else MOST_TOP_LOGITS + 1
+        if k <= MOST_TOP_LOGITS and k < n_vocab:
+            tokens, top = session.forward_top(ids, k, n_vocab)
+            kept = ~np.isin(tokens, masked)
+            return lambda: sampler.sample_top(tokens[kept], top[kept], self.model.n_vocab)
+        logits = session.forward(ids)
+        logits[masked] = -float("inf")
+        logits[n_vocab:] = -float("inf")
+        return lambda: sampler.sample(logits)
 
 
 def _pieces(

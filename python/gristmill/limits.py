@@ -6,6 +6,7 @@ multiply-adds they can do, bound the speed of any kernel, so a speed is given wi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gristmill import _core
@@ -23,6 +24,11 @@ class Limits:
     instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``).
     ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``): the same for float weights; the
     latter two are 0 where the processor has no such instruction.
+
+    Where layers are on GPUs, ``isa`` names all devices, and each number is what they reach one after the
+    other, each with its part of the weights. A GPU counts its tensor products of halves (``tensor_gop_s``, 0
+    where the model is on the CPU alone) for weights of either kind, and ``copy_gb_s`` is what it copies
+    within its memory, bytes read and bytes written both counted.
     """
 
     isa: str
@@ -32,11 +38,18 @@ class Limits:
     float32_gop_s: float
     bfloat16_gop_s: float
     int16_gop_s: float = 0.0
+    copy_gb_s: float = 0.0
+    tensor_gop_s: float = 0.0
+
+    @property
+    def quantized_gop_s(self) -> float:
+        """What products of quantized weights can reach."""
+        return self.tensor_gop_s or self.int8_gop_s
 
     @property
     def float_gop_s(self) -> float:
         """What products of float weights can reach: the fastest kind."""
-        return max(self.float32_gop_s, self.bfloat16_gop_s, self.int16_gop_s)
+        return self.tensor_gop_s or max(self.float32_gop_s, self.bfloat16_gop_s, self.int16_gop_s)
 
     def best(self, other: Limits) -> Limits:
         """The larger of each, for what was seen once is possible; both of one ``isa`` and ``n_threads``."""
@@ -49,6 +62,8 @@ class Limits:
             max(self.float32_gop_s, other.float32_gop_s),
             max(self.bfloat16_gop_s, other.bfloat16_gop_s),
             max(self.int16_gop_s, other.int16_gop_s),
+            max(self.copy_gb_s, other.copy_gb_s),
+            max(self.tensor_gop_s, other.tensor_gop_s),
         )
 
 
@@ -80,6 +95,38 @@ def measure_limits(
         peak("float32"),
         peak("bfloat16"),
         peak("int16"),
+    )
+
+
+def measure_gpu_limits(index: int, *, seconds: float = 0.4) -> Limits:
+    """The same of a GPU, by the driver's number.
+
+    Raises:
+        DeviceError: There is no such GPU, or it has no memory to measure in.
+    """
+    read, copy, tensor = _core.measure_gpu_limits(index, seconds)
+    return Limits(f"cuda:{index}", 1, read, 0.0, 0.0, 0.0, copy_gb_s=copy, tensor_gop_s=tensor)
+
+
+def one_after_the_other(parts: Sequence[tuple[float, Limits]], isa: str, n_threads: int) -> Limits:
+    """The limits of devices that each do a share of the work (shares add up to 1) while the others wait."""
+
+    def rate(of: Callable[[Limits], float]) -> float:
+        rates = [(share, of(limits)) for share, limits in parts if share > 0]
+        return 1 / sum(share / r for share, r in rates) if rates and all(r for _, r in rates) else 0.0
+
+    return Limits(
+        isa,
+        n_threads,
+        rate(lambda limits: limits.read_gb_s),
+        rate(lambda limits: limits.int8_gop_s),
+        rate(lambda limits: limits.float32_gop_s),
+        rate(lambda limits: limits.bfloat16_gop_s),
+        rate(lambda limits: limits.int16_gop_s),
+        rate(lambda limits: limits.copy_gb_s),
+        rate(lambda limits: limits.quantized_gop_s)
+        if any(limits.tensor_gop_s for _, limits in parts)
+        else 0.0,
     )
 
 

@@ -1,4 +1,4 @@
-"""Loading a model and running token sequences through it."""
+"""Loading a model, and what is known of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gristmill import _core, devices
-from gristmill.errors import ArgumentError, ContextFullError, GristmillWarning
+from gristmill.errors import ArgumentError, GristmillWarning
 from gristmill.gguf import GGUFFile
 from gristmill.messages import file_error, printable
+from gristmill.session import Session, token_array, tokens_follow
 
 if TYPE_CHECKING:
     from gristmill.chat import ChatTemplate
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gristmill.tokenizer import Tokenizer
 
 CACHE_TYPES = ("f32", "f16", "q8_0")
+_GPU_PREFILL_BITS = 11  # of halves
 
 
 def load(
@@ -39,29 +41,40 @@ def load(
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     precise: bool = False,
+    main_gpu: int | None = None,
+    tensor_split: Sequence[float] = (),
+    progress: Callable[[int, int], object] | None = None,
 ) -> Model:
     """Map a GGUF file and make it ready to run.
 
     Args:
         path: A ``.gguf`` file, or any part of a split one.
-        device: ``"cpu"``; ``"cuda"`` or ``"cuda:N"``, that GPU or an error; ``"auto"``, a GPU that the whole
-            model fits with its context, else the CPU.
+        device: ``"cpu"``; ``"cuda"``, ``"cuda:N"`` or several as ``"cuda:0,cuda:2"``, any GPU or those or an
+            error; ``"auto"``, GPUs where there are any, else the CPU.
         n_ctx: Positions a session can hold; the model's own context length by default. Memory is taken as
             positions fill.
         n_threads: Threads that compute; by default the physical cores this process may use.
-        n_gpu_layers: 0 for the CPU; at least the model's layers, or negative, for the GPU. Warns where there
-            is no GPU to use.
+        n_gpu_layers: Layers on GPUs, the last ones of the model and the output, which counts as one; the rest
+            runs on the CPU, and each layer's cache lies beside it. Negative for all, None for as many as free
+            memory holds with cache and work space. Warns where there is no GPU to use.
         overrides: Metadata values to use instead of the file's, by full key. A key that nothing reads warns.
         cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
         cache_type_v: The same for values.
         precise: Multiply quantized weights with activations of 15 bits in prefill too, as decoding always
-            does. By default prefill takes 8 bits and a few of a token's values exactly, which is faster.
+            does. By default prefill takes 8 bits and a few of a token's values exactly, which is faster. On a
+            GPU it takes halves (11 bits) either way, and warns.
+        main_gpu: The GPU, by the driver's number, to use where one is enough; the first by default.
+        tensor_split: Shares of the layers for each GPU in order; by default one GPU where that is enough,
+            else all of them by their free memory.
+        progress: Called while weights are read, with the bytes that were and all there are. What it raises
+            ends the loading.
 
     Raises:
         GGUFError: The file is malformed, truncated, or its metadata and tensors contradict each other.
         UnsupportedModelError: The architecture or a tensor type is not one that gristmill runs.
         ArgumentError: An argument is out of range, or an override has the wrong type.
-        DeviceError: ``device`` is not there, or memory could not be mapped.
+        DeviceError: ``device`` is not there, memory could not be mapped, or a GPU has too little of it (the
+            message says how much is missing and what would fit).
     """
     for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads)):
         if value is not None and not 1 <= value < 2**31:
@@ -74,22 +87,46 @@ def load(
     with GGUFFile.open(path) as file:
         if not file.tensors:
             raise file_error(file.path, "holds a vocabulary and no tensors, so there is no model to run")
-        n_layer = file.metadata.scalars().get(f"{file.metadata.get_str('general.architecture')}.block_count")
-        device = devices.choose(device, n_gpu_layers, n_layer if isinstance(n_layer, int) else None)
-        model = Model(file, n_ctx, n_threads, overrides, cache_type_k, cache_type_v, precise, device)
+        placement = devices.check_placement(n_gpu_layers, main_gpu, tensor_split)
+        model = Model(
+            file,
+            n_ctx,
+            n_threads,
+            overrides,
+            cache_type_k,
+            cache_type_v,
+            precise,
+            device,
+            *placement,
+            progress,
+        )
     _warn_about_device(model, n_gpu_layers)
     return model
 
 
 def _warn_about_device(model: Model, n_gpu_layers: int | None) -> None:
-    """Where a GPU was asked for, or is there, and the CPU was chosen."""
-    if model.device != "cpu":
-        return
-    asked = n_gpu_layers not in (None, 0)
-    if asked or (model.engine.device_note and not devices.why_no_gpu()):
-        what = f"n_gpu_layers={n_gpu_layers} has no effect" if asked else "the GPU is not used"
-        why = model.engine.device_note or "the device is the CPU"
-        warnings.warn(f"{what}: {why}; all layers run on the CPU", GristmillWarning, stacklevel=3)
+    """Where a GPU was asked for, or is there, and the CPU was chosen for all layers or some; where what was
+    asked for is not to be had on a GPU."""
+    note = model.engine.device_note
+    if model.precise and model.device != "cpu":
+        warnings.warn(
+            f"precise has no effect on a GPU, where prompts are multiplied with {_GPU_PREFILL_BITS} bits",
+            GristmillWarning,
+            stacklevel=3,
+        )
+    if model.device == "cpu":
+        asked = n_gpu_layers not in (None, 0)
+        if asked or (note and not devices.why_no_gpu()):
+            what = f"n_gpu_layers={n_gpu_layers} has no effect" if asked else "the GPU is not used"
+            why = note or "the device is the CPU"
+            warnings.warn(f"{what}: {why}; all layers run on the CPU", GristmillWarning, stacklevel=3)
+    elif note:
+        n = sum(part.last - part.first for part in model.device_layers if part.device != "cpu")
+        warnings.warn(
+            f"{n} of {model.n_layer + 1} layers run on the GPU, the rest on the CPU: {note}",
+            GristmillWarning,
+            stacklevel=3,
+        )
 
 
 class Model:
@@ -120,6 +157,10 @@ class Model:
         cache_type_v: str,
         precise: bool,
         device: str = "cpu",
+        n_gpu_layers: int | None = None,
+        main_gpu: int = -1,
+        tensor_split: Sequence[float] = (),
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
         self.path = file.path
         self.metadata = file.metadata.with_overrides(overrides)
@@ -137,6 +178,10 @@ class Model:
             "",
             precise,
             device,
+            n_gpu_layers,
+            main_gpu,
+            tensor_split,
+            progress,
         )
         self._warn_about(overrides or {})
 
@@ -185,13 +230,17 @@ class Model:
         """Bits of the activations that most of the layers' weights are multiplied with in prefill.
 
         8 for quantized weights, and 15 where ``precise`` is or an instruction set has nothing faster; for
-        F16 and BF16 14, or 32 (as floats).
+        F16 and BF16 14, or 32 (as floats); on a GPU 11, of halves.
         """
-        elements: Counter[int] = Counter()
+        on_gpu = [part for part in self.device_layers if part.device != "cpu"]
+        elements: Counter[int | None] = Counter()
         for tensor in self.tensors.values():
             if len(tensor.shape) == 2 and tensor.name.startswith("blk."):
-                elements[tensor.type_id] += math.prod(tensor.shape)
-        return _core.prefill_bits(self.isa, max(elements, key=elements.__getitem__), self.precise)
+                layer = int(tensor.name.split(".")[1])
+                there = any(part.first <= layer < part.last for part in on_gpu)
+                elements[None if there else tensor.type_id] += math.prod(tensor.shape)
+        kind = max(elements, key=elements.__getitem__)
+        return _GPU_PREFILL_BITS if kind is None else _core.prefill_bits(self.isa, kind, self.precise)
 
     @property
     def n_threads(self) -> int:
@@ -200,8 +249,18 @@ class Model:
 
     @property
     def device(self) -> str:
-        """``"cpu"``, or the GPU: ``"cuda:0 (NVIDIA H200)"``."""
-        return self.engine.device
+        """``"cpu"``, or ``"cuda:0 (NVIDIA H200)"``; several have `` + `` between them."""
+        return " + ".join(part.device for part in self.device_layers)
+
+    @property
+    def device_layers(self) -> list[devices.DeviceLayers]:
+        """Where the layers are, in order."""
+        return [devices.DeviceLayers(*part) for part in self.engine.device_layers]
+
+    @property
+    def finds_top_logits(self) -> bool:
+        """Whether :meth:`Session.forward_top` is there: the output is on a GPU."""
+        return self.engine.finds_top_logits
 
     @property
     def isa(self) -> str:
@@ -253,14 +312,25 @@ class Model:
         Returns:
             float32 ``[len(sessions), n_vocab]``: bit-identical to forwarding each session alone.
         """
-        ids = _token_array(tokens)
-        try:
+        ids = token_array(tokens)
+        with tokens_follow(sessions, ids):
             logits: NDArray[np.float32] = _core.decode([s.core for s in sessions], ids)
-        finally:
-            for session, token in zip(sessions, ids.tolist(), strict=False):
-                if session.core.n_past > len(session.tokens):
-                    session.tokens.append(token)
         return logits
+
+    def decode_batch_top(
+        self, sessions: Sequence[Session], tokens: Sequence[int], k: int, n_vocab: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The same, with each session's largest logits alone, as :meth:`Session.forward_top` finds them.
+
+        Returns:
+            int32 and float32 ``[len(sessions), k]``: tokens and their logits.
+        """
+        ids = token_array(tokens)
+        with tokens_follow(sessions, ids):
+            found: tuple[NDArray[np.int32], NDArray[np.float32]] = _core.decode_top(
+                [s.core for s in sessions], ids, k, self.n_vocab if n_vocab is None else n_vocab
+            )
+        return found
 
     def _engine_metadata(self) -> dict[str, object]:
         """Scalars, and arrays under the architecture's prefix: one value for all layers as a scalar, others
@@ -297,110 +367,9 @@ class Model:
             )
 
 
-class Session:
-    """One sequence of tokens and its keys and values."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.core = _core.Session(model.engine)
-        self.tokens: list[int] = []
-        """The tokens whose keys and values the cache holds."""
-
-    @property
-    def n_past(self) -> int:
-        """Positions filled."""
-        return self.core.n_past
-
-    @property
-    def n_ctx(self) -> int:
-        """Positions there are."""
-        return self.model.n_ctx
-
-    def forward(
-        self, ids: Sequence[int] | NDArray[np.integer[Any]], all_logits: bool = False
-    ) -> NDArray[np.float32]:
-        """Append tokens to the sequence.
-
-        Long prompts run in several passes. Ctrl-C takes effect between the layers of one; the session then
-        holds the positions of the passes that were done.
-
-        Args:
-            ids: Token ids, at least one.
-            all_logits: Whether every position's logits are wanted.
-
-        Returns:
-            float32 ``[n_vocab]``, the last position's logits, or ``[len(ids), n_vocab]`` with ``all_logits``.
-
-        Raises:
-            ContextFullError: The tokens do not fit; nothing was appended.
-            ArgumentError: No token, or one outside the vocabulary.
-            GGUFError: The file was cut while in use.
-            Error: The logits are not finite.
-        """
-        tokens = _token_array(ids)
-        if len(tokens) == 0:
-            raise ArgumentError("forward needs at least one token")
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.n_vocab:
-            bad = tokens[(tokens < 0) | (tokens >= self.model.n_vocab)][0]
-            raise ArgumentError(f"token {bad} is outside the vocabulary of {self.model.n_vocab}")
-        if self.n_past + len(tokens) > self.n_ctx:
-            held = f" of which {self.n_past} are filled" if self.n_past else ""
-            raise ContextFullError(
-                f"{len(tokens)} tokens do not fit the context of {self.n_ctx}{held}; a larger n_ctx "
-                "(--ctx-size) would hold them"
-            )
-        step = self.model.engine.max_batch
-        every = np.empty((len(tokens), self.model.n_vocab), np.float32) if all_logits else None
-        logits: NDArray[np.float32] | None = None
-        for first in range(0, len(tokens), step):
-            some = tokens[first : first + step]
-            wanted = "all" if all_logits else "last" if first + step >= len(tokens) else "none"
-            try:
-                logits = self.core.forward(some, wanted)
-            finally:
-                # Ctrl-C may arrive between the pass and this line: what the cache holds decides.
-                self.tokens.extend(some[: self.core.n_past - len(self.tokens)].tolist())
-            if every is not None:
-                every[first : first + step] = logits
-        assert logits is not None
-        return logits[0] if every is None else every
-
-    def truncate(self, n: int) -> None:
-        """Keep the first ``n`` positions and forget the rest."""
-        try:
-            self.core.truncate(n)
-        finally:
-            del self.tokens[self.core.n_past :]
-
-    def reuse_prefix(self, ids: Sequence[int]) -> int:
-        """Truncate to the longest prefix shared with ``ids``, and return its length.
-
-        At least one token of ``ids`` is left to forward, since its logits are not kept.
-        """
-        n = 0
-        for have, want in zip(self.tokens, ids, strict=False):
-            if have != want:
-                break
-            n += 1
-        n = min(n, len(ids) - 1)
-        self.truncate(max(n, 0))
-        return self.n_past
-
-
 def _keys_read_in_python() -> set[str]:
     """The metadata keys of the tokenizer and the template, which are built on first use, after overrides are
     checked."""
     from gristmill.vocabulary import KEYS
 
     return {*KEYS, "tokenizer.chat_template"}
-
-
-def _token_array(ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int32]:
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise ArgumentError(
-            f"token ids, expected a flat sequence of integers, got {array.dtype} {array.shape}"
-        )
-    if array.size and (int(array.min()) < -(2**31) or int(array.max()) >= 2**31):
-        raise ArgumentError("token ids, expected 32-bit integers")
-    return np.ascontiguousarray(array, dtype=np.int32)

@@ -262,6 +262,32 @@ class SamplerChain:
             self._warn_unresolved()
         return self._core.sample(_logits(logits))
 
+    def n_needed(self) -> int | None:
+        """How many of the most likely tokens the next :meth:`sample` has to see; None for all of them.
+
+        A number where a sampler that leaves only so many, such as top_k, comes before every other that looks
+        at all tokens, and what is in front of it only lowers logits (penalties, dry, bans). Custom samplers
+        look at all, and so does a class that draws in its own way.
+        """
+        return self._core.n_needed() if type(self).sample is SamplerChain.sample else None
+
+    def sample_top(self, ids: npt.ArrayLike, logits: npt.ArrayLike, n_vocab: int) -> int:
+        """What :meth:`sample` would draw, from the :meth:`n_needed` most likely tokens alone, or more.
+
+        ``ids``: int32 [n], in any order, each once; ``logits``: float32 [n]; ``n_vocab``: tokens that there
+        are. Tokens that would be masked are left out, and each counts as one more that is needed. Raises what
+        :meth:`sample` raises.
+        """
+        if self._unresolved:
+            self._warn_unresolved()
+        tokens, values = np.asarray(ids, dtype=np.int32), _logits(logits)
+        if tokens.shape != values.shape:
+            raise ArgumentError(
+                f"[sampling] ids must have the logits' shape {list(values.shape)}, got {list(tokens.shape)}"
+            )
+        order = np.argsort(tokens)
+        return self._core.sample_top(tokens[order], values[order], n_vocab)
+
     def distribution(
         self, logits: npt.ArrayLike, history: Iterable[int] | None = None
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:

@@ -16,6 +16,8 @@ std::mt19937 random_bits(5);
 constexpr int kLayer = 1;
 int64_t most_shared_bytes = int64_t{1} << 20;  // what the kernels may take of a block's shared memory
 
+int n_quantized = 0;
+
 std::string describe(const KvLayout& layout, int n_head) {
   return "types " + std::to_string(int(layout.type_k)) + ", " + std::to_string(int(layout.type_v)) + ", heads " +
          std::to_string(n_head) + " / " + std::to_string(layout.n_head_kv) + " of " +
@@ -36,8 +38,20 @@ std::vector<float> decode(const Caches& caches, const std::vector<int32_t>& sequ
   const auto out = make_device<float>(size_t(n * n_head * layout.head_dim_v));
   const auto workspace = make_device<std::byte>(size_t(decode_attention_workspace(layout, n_head, n, device)));
   const auto counters = to_device(std::vector<unsigned>(size_t(n * layout.n_head_kv)));
+  const int64_t n_cols = int64_t(n_head) * layout.head_dim_v;
+  const bool quantizes = decode_attention_quantizes(layout, n_head, device);
+  const DeviceQuantized quantized(quantize(std::vector<float>(size_t(n * n_cols)), n, n_cols));
   decode_attention({n, dp.get(), ds.get(), caches.pointers.get()}, layout, kLayer, dq.get(), n_head, scale, out.get(),
-                   workspace.get(), counters.get(), device, nullptr);
+                   quantizes ? quantized.rows : QuantizedRows{}, workspace.get(), counters.get(), device, nullptr);
+  if (quantizes) {
+    const HostQuantized expected = quantize(to_host(out.get(), size_t(n * n_cols)), n, n_cols);
+    const size_t bytes = expected.planes.size();
+    CHECK(to_host(quantized.planes.get(), bytes) == expected.planes, "planes of the result");
+    CHECK(to_host(quantized.sums.get(), expected.sums.size()) == expected.sums, "sums of the result");
+    const std::vector<float> scales = to_host(quantized.scales.get(), expected.scales.size());
+    CHECK(std::memcmp(scales.data(), expected.scales.data(), scales.size() * 4) == 0, "scales of the result");
+    ++n_quantized;
+  }
   for (const unsigned c : to_host(counters.get(), size_t(n * layout.n_head_kv))) CHECK(c == 0, "a counter is %u", c);
   return to_host(out.get(), size_t(n * n_head * layout.head_dim_v));
 }
@@ -117,6 +131,7 @@ int main() {
       if (seed > 1) continue;
       cuda::test::check(layout(2, 128), 10, lengths, 1.0f, 4e-6);
       cuda::test::check(layout(1, 128), 12, {5, 140}, 4.0f, 4e-6);  // two groups of heads
+      cuda::test::check(layout(2, 64), 8, {5, 140}, 1.0f, 4e-6);
       cuda::test::check(layout(3, 64), 9, {17, 250}, 1.0f, 4e-6);
       cuda::test::check(layout(2, 64), 16, {130}, 1e6f, 4e-6);  // one weight is nearly everything
       cuda::test::check_nan(layout(2, 128));
@@ -134,5 +149,6 @@ int main() {
     cuda::test::check({KvType::F16, KvType::F16, 2, 1, 320, 300, 530}, 2, {140}, 1.0f, 4e-6);
     cuda::test::check_nan({KvType::F32, KvType::F16, 2, 2, 128, 128, 530});
   }
+  CHECK(cuda::test::n_quantized > 0, "no result was quantized");
   return test::failures("test_attention_decode");
 }

@@ -210,11 +210,25 @@ void check_gather(int64_t n_cols) {
   const std::vector<int32_t> rows = {4, 0, 3, 3};
   const Buffer<float> dx(x), out(size_t(4 * n_cols));
   const Buffer<int32_t> dr(rows);
-  gather_rows(dx.get(), dr.get(), 4, n_cols, out.get(), nullptr);
+  gather_rows(dx.get(), nullptr, dr.get(), 4, n_cols, out.get(), nullptr);
   for (size_t i = 0; i < 4; ++i)
     for (int64_t j = 0; j < n_cols; ++j)
       CHECK(out[i * size_t(n_cols) + size_t(j)] == x[size_t(rows[i] * n_cols + j)], "gather %d: row %d", int(n_cols),
             int(i));
+  // Rows 4, 0 and 3 with an addition, which stays in them alone.
+  const std::vector<float> y = normals(x.size());
+  const Buffer<float> dy(y), sums(size_t(3 * n_cols));
+  gather_rows(dx.get(), dy.get(), dr.get(), 3, n_cols, sums.get(), nullptr);
+  for (size_t i = 0; i < 5; ++i)
+    for (int64_t j = 0; j < n_cols; ++j) {
+      const size_t at = i * size_t(n_cols) + size_t(j);
+      const bool added = i == 0 || i > 2;
+      CHECK(dx[at] == (added ? x[at] + y[at] : x[at]), "gather %d with an addition: row %d", int(n_cols), int(i));
+      if (i < 3) {
+        const size_t from = size_t(rows[i] * n_cols + j);
+        CHECK(sums[at] == x[from] + y[from], "gather %d with an addition: result %d", int(n_cols), int(i));
+      }
+    }
 }
 
 // A row gets the same bits alone and in company.

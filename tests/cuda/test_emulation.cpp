@@ -18,6 +18,8 @@
 #include "cuda/device/memory.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
+#include "cuda/device/wgmma.h"
+#include "cuda/half_order.h"
 #include "emulation/sanitizer.h"
 
 namespace gristmill::cuda::test {
@@ -214,6 +216,44 @@ KERNEL(32, 1) multiply_halves(const uint16_t* a, const uint16_t* b, float* d) { 
   for (int r = 0; r < 4; ++r) d[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2] = out[r];
 }
 
+// out [64][256] = a b, a [64][64] and b [256][64].
+template <bool kFence, bool kWait>
+KERNEL(128, 1)
+multiply_group(const uint16_t* a, const uint16_t* b, float* out) {
+  SMEM(uint16_t, s);
+  for (int i = int(threadIdx.x); i < 320 * 64; i += 128)
+    s[half_at(HalfOrder::kPanels, 64, i / 64, i % 64)] = i < 64 * 64 ? a[i] : b[i - 64 * 64];
+  fence_proxy_async();
+  sync_block();
+  float d[128];
+  if (kFence) fence_products();
+  for (int k = 0; k < 64; k += 16) multiply_64x256(d, operand_at(s, k), operand_at(s + 64 * 64, k), k > 0);
+  commit_products();
+  if (kWait) wait_products<0>();
+  const int row = warp_id() * 16 + lane_id() / 4;
+  for (int i = 0; i < 128; ++i) out[(row + i % 4 / 2 * 8) * 256 + i / 4 * 8 + lane_id() % 4 * 2 + i % 2] = d[i];
+  wait_products<0>();
+}
+
+void check_group_products() {
+  std::vector<uint16_t> a(64 * 64), b(256 * 64);
+  for (size_t i = 0; i < a.size(); ++i) a[i] = float_to_half(float(int(i * 7 % 31) - 15) / 4);
+  for (size_t i = 0; i < b.size(); ++i) b[i] = float_to_half(float(int(i * 5 % 29) - 14) / 8);
+  std::vector<float> d(64 * 256);
+  const LaunchConfig config = one_block(128, 320 * 128);
+  launch("multiply_group", multiply_group<true, true>, config, a.data(), b.data(), d.data());
+  for (size_t i = 0; i < 64; ++i)
+    for (size_t j = 0; j < 256; ++j) {
+      double sum = 0;
+      for (size_t k = 0; k < 64; ++k) sum += double(half_to_float(a[i * 64 + k])) * half_to_float(b[j * 64 + k]);
+      CHECK(d[i * 256 + j] == float(sum), "a warpgroup's product, row %zu column %zu", i, j);
+    }
+  launch("multiply_group", multiply_group<true, false>, config, a.data(), b.data(), d.data());
+  CHECK(std::isnan(d[0]), "a missing wait for products shows nothing");
+  expect_death("without fence_products",
+               [&] { launch("k", multiply_group<false, true>, config, a.data(), b.data(), d.data()); });
+}
+
 void check_products() {
   std::vector<int8_t> a(512), b(256);
   for (size_t i = 0; i < a.size(); ++i) a[i] = int8_t(i * 37 + 11);
@@ -286,6 +326,7 @@ void check_all() {
   std::printf("not run: accesses beyond a buffer, which AddressSanitizer finds\n");
 #endif
   check_products();
+  check_group_products();
 }
 
 }  // namespace

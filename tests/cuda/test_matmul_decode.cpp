@@ -28,22 +28,21 @@ std::vector<float> multiply(const std::vector<DeviceMatrix>& matrices, const std
   const auto floats = to_device(x);
   const DeviceQuantized quantized(quantize(x, n, n_cols));
   const auto device_bias = to_device(bias);
-  int64_t n_results = 0, row_tiles = 0;
-  for (const DeviceMatrix& m : matrices) {
-    n_results += n * m.matrix.n_rows;
-    row_tiles += m.matrix.row_tiles();
-  }
+  int64_t n_results = 0;
+  for (const DeviceMatrix& m : matrices) n_results += n * m.matrix.n_rows;
   const auto y = make_device<float>(size_t(n_results));
   const auto partials = make_device<float>(size_t(decode_partials(device)));
-  const auto counters = to_device(std::vector<unsigned>(size_t(row_tiles), 0u));
   std::vector<DeviceProduct> products;
   float* at = y.get();
   for (size_t i = 0; i < matrices.size(); ++i) {
     products.push_back({matrices[i].matrix, i % 2 == 0 ? device_bias.get() : nullptr, at});
     at += n * matrices[i].matrix.n_rows;
   }
-  decode_matmul(products, {floats.get(), quantized.rows}, n, {partials.get(), counters.get()}, device, true, nullptr);
-  for (const unsigned c : to_host(counters.get(), size_t(row_tiles))) CHECK(c == 0, "a counter was left at %u", c);
+  const auto counters = to_device(std::vector<unsigned>(size_t(decode_counters(products)), 0u));
+  const DecodeWorkspace space{partials.get(), counters.get()};
+  decode_matmul(products, {floats.get(), quantized.rows}, n, space, {}, device, true, nullptr);
+  for (const unsigned c : to_host(counters.get(), size_t(decode_counters(products))))
+    CHECK(c == 0, "a counter was left at %u", c);
   return to_host(y.get(), size_t(n_results));
 }
 
@@ -110,6 +109,7 @@ void check_all(bool bulk, int multiprocessors) {
     const int64_t narrow = f->block_size == 256 ? 512 : f->block_size == 32 ? 320 : 301;
     check_case({f, {40}, 768}, bulk ? 3 : 8);
     check_case({f, {40}, narrow}, bulk ? 11 : 1);
+    if (multiprocessors == 3) check_case({f, {24}, narrow}, 37);
     check_case({f, {16, 53, 32, 5, 16}, narrow}, bulk ? 5 : 2);
     check_not_finite(*f);
   }

@@ -10,6 +10,7 @@
 #include "check.h"
 #include "core/half.h"
 #include "cuda/elementwise.h"
+#include "cuda/gemm.h"
 #include "cuda/matmul.h"
 #include "device_under_test.h"
 #include "quantize.h"
@@ -17,14 +18,17 @@
 namespace gristmill::cuda::test {
 namespace {
 
+int most_major = 9;  // GPUs before sm_90 know no wgmma, and those after have another
+
 void check_halves(const formats::FormatInfo& format) {
   const int64_t n_cols = format.block_size == 256 ? 512 : 320;
   const HostMatrix host = make_matrix(format, 40, n_cols, 4);
   const DeviceMatrix device(host);
   const int64_t padded = padded_columns(n_cols), rows = device.matrix.row_tiles() * kTileRows;
   const auto out = make_device<uint16_t>(size_t(rows * padded));
-  dequantize_halves(device.matrix, 0, 1, out.get(), nullptr);
-  dequantize_halves(device.matrix, 1, int(rows / kTileRows) - 1, out.get() + kTileRows * padded, nullptr);
+  const HalfOrder order = HalfOrder::kRows;
+  dequantize_halves(device.matrix, 0, 1, order, out.get(), nullptr);
+  dequantize_halves(device.matrix, 1, int(rows / kTileRows) - 1, order, out.get() + kTileRows * padded, nullptr);
   const std::vector<uint16_t> halves = to_host(out.get(), size_t(rows * padded));
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < padded; ++k) {
@@ -36,12 +40,13 @@ void check_halves(const formats::FormatInfo& format) {
 }
 
 std::vector<float> multiply(const DeviceMatrix& m, const std::vector<float>& x, int n, const std::vector<float>& bias) {
-  const DeviceInfo device = device_info(0);
+  DeviceInfo device = device_info(0);
+  device.major = std::min(device.major, most_major);
   const auto floats = to_device(x), device_bias = to_device(bias);
   const int64_t padded = padded_columns(m.matrix.n_cols);
-  const auto values = make_device<uint16_t>(size_t(n * padded));
+  const auto values = make_device<uint16_t>(size_t(prefill_rows(device, n) * padded));
   const auto scales = make_device<float>(size_t(n));
-  const HalfRows halves{values.get(), scales.get(), padded};
+  const HalfRows halves{values.get(), scales.get(), padded, prefill_order(device)};
   convert_rows(floats.get(), n, m.matrix.n_cols, {nullptr, {}, halves}, nullptr);
   const auto y = make_device<float>(size_t(n * m.matrix.n_rows));
   const auto scratch = make_device<uint16_t>(size_t(prefill_scratch(device, m.matrix.n_cols)));
@@ -82,17 +87,34 @@ void check_product(const char* name, int64_t n_rows, int64_t n_cols, int n) {
           int(r));
 }
 
+void check_waves() {
+  CHECK(whole_waves(9216, 27648, 2048, 132) == 33 * kGemmRows, "33 x 16 blocks are four waves of 132");
+  CHECK(whole_waves(9216, 100, 2048, 132) == kGemmRows, "a small matrix is one piece");
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
 int main() {
   using namespace gristmill;
   cuda::emulation::set_seed(3);
+  cuda::test::most_major = 8;
   for (const formats::FormatInfo* f = formats::begin_formats(); f != formats::end_formats(); ++f)
     cuda::test::check_halves(*f);
   cuda::test::check_product("Q4_K", 300, 512, 5);
   cuda::emulation::set_seed(4);
   cuda::test::check_product("F16", 40, 301, 150);
   cuda::test::check_product("Q8_0", 130, 320, 129);
+  // By wgmma, from panels.
+  cuda::test::most_major = 9;
+  for (const uint64_t seed : {5, 6}) {
+    cuda::emulation::set_seed(seed);
+    cuda::test::check_product("Q6_K", 300, 512, 5);
+    if (seed > 5) continue;
+    cuda::test::check_product("F16", 41, 301, 150);
+    cuda::test::check_product("BF16", 20, 64, 3);
+    cuda::test::check_product("F32", 270, 64, 3);
+  }
+  cuda::test::check_waves();
   return test::failures("test_matmul_prefill");
 }

@@ -19,30 +19,34 @@ namespace {
 std::mt19937 random_bits(3);
 
 // ties: logits are multiples of 1 / ties, so that many are equal; 0 for none.
-void check(int n_rows, int n_vocab, int k, int ties, bool odd = false) {
+// beyond: logits of each row that lie beyond the vocabulary and are larger than all others.
+void check(int n_rows, int n_vocab, int k, int ties, bool odd = false, int beyond = 0) {
   const std::string name = std::to_string(n_rows) + " x " + std::to_string(n_vocab) + ", " + std::to_string(k) +
                            " of them, ties " + std::to_string(ties);
   std::normal_distribution<float> normal(0.0f, 4.0f);
-  std::vector<float> logits(size_t(n_rows) * size_t(n_vocab));
+  const size_t row_length = size_t(n_vocab + beyond);
+  std::vector<float> logits(size_t(n_rows) * row_length);
   for (float& v : logits)
     v = ties ? std::nearbyint(normal(random_bits) * float(ties)) / float(ties) : normal(random_bits);
+  for (size_t i = 0; i < logits.size(); ++i)
+    if (i % row_length >= size_t(n_vocab)) logits[i] = 1000.0f;
   if (odd) {
     logits[0] = std::numeric_limits<float>::quiet_NaN();
-    logits[size_t(2 * n_vocab) - 1] = -std::numeric_limits<float>::infinity();
+    logits[2 * row_length - 1] = -std::numeric_limits<float>::infinity();
   }
   const auto device = to_device(logits), values = make_device<float>(size_t(n_rows * k)),
              log_sum = make_device<float>(static_cast<size_t>(n_rows));
   const auto ids = make_device<int32_t>(size_t(n_rows * k)), finite = make_device<int32_t>(static_cast<size_t>(n_rows));
-  const auto workspace = make_device<std::byte>(size_t(top_candidates_workspace(n_rows, n_vocab, k)));
-  top_candidates(device.get(), n_rows, n_vocab, k, ids.get(), values.get(), log_sum.get(), finite.get(),
-                 workspace.get(), nullptr);
+  const auto workspace = make_device<std::byte>(size_t(top_candidates_workspace(n_rows, int64_t(row_length), k)));
+  top_candidates(device.get(), n_rows, int64_t(row_length), n_vocab, k, ids.get(), values.get(), log_sum.get(),
+                 finite.get(), workspace.get(), nullptr);
   const auto ids_found = to_host(ids.get(), size_t(n_rows * k));
   const auto values_found = to_host(values.get(), size_t(n_rows * k));
   const auto log_sum_found = to_host(log_sum.get(), size_t(n_rows));
   const auto finite_found = to_host(finite.get(), size_t(n_rows));
   for (int row = 0; row < n_rows; ++row) {
-    const float* from = logits.data() + size_t(row) * size_t(n_vocab);
-    const bool all_finite = std::all_of(from, from + n_vocab, [](float v) { return std::isfinite(v); });
+    const float* from = logits.data() + size_t(row) * row_length;
+    const bool all_finite = std::all_of(from, from + row_length, [](float v) { return std::isfinite(v); });
     CHECK(finite_found[size_t(row)] == int(all_finite), "%s: row %d, finite is %d", name.c_str(), row,
           finite_found[size_t(row)]);
     if (!all_finite) continue;
@@ -77,6 +81,8 @@ int main() {
     check(2, 37, 40, 1);
     check(1, 4096, 1, 0);
     check(2, 4200, 7, 0, true);
+    check(2, 4000, 40, 4, false, 300);  // the second slice has nothing that counts
+    check(2, 4000, 9, 0, true, 300);
     check(1, 16400, 1024, 16);  // more candidates than registers hold
   }
   return gristmill::test::failures("test_sampling");

@@ -293,7 +293,7 @@ KEYS = {
     "repetitions", "mean", "stddev", "best", "samples", "weight_bytes_per_token", "kv_bytes_per_token",
     "operations_per_token", "gb_per_s", "gop_per_s", "share_of_bandwidth", "share_of_peak", "bound",
     "share", "limit_read_gb_s", "limit_int8_gop_s", "limit_float32_gop_s", "limit_bfloat16_gop_s",
-    "limit_int16_gop_s",
+    "limit_int16_gop_s", "device", "limit_copy_gb_s", "limit_tensor_gop_s",
 }  # fmt: skip
 
 

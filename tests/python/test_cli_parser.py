@@ -204,7 +204,7 @@ def test_refused(words: str, message: str) -> None:
         ("--keep 8", "--keep"),
         ("--poll 50", "--poll"),
         ("--numa distribute", "--numa"),
-        ("-sm layer", "-sm"),
+        ("-ot exps=CPU", "-ot"),
         ("-md draft.gguf", "-md"),
         ("--reasoning-budget 100", "--reasoning-budget"),
     ],

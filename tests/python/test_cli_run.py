@@ -66,7 +66,8 @@ def test_arguments_reach_the_engine(loaded: list[cli_fake.FakeModel]) -> None:
     assert loaded[0].path == Path("dir/x")
     assert loaded[0].arguments == {
         "device": "cpu", "n_ctx": 99, "n_threads": 3, "overrides": {"a.b": 3}, "cache_type_k": "q8_0",
-        "cache_type_v": "f32", "n_gpu_layers": None, "precise": False,
+        "cache_type_v": "f32", "n_gpu_layers": None, "precise": False, "main_gpu": None, "tensor_split": [],
+        "quiet": False,
     }  # fmt: skip
     options = loaded[0].options[0]
     assert (options["max_tokens"], options["stop"], options["ignore_eog"]) == (4, ("a\n", "b"), True)

@@ -9,6 +9,8 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
 #include <string>
 
 #include "core/error.h"
@@ -42,11 +44,22 @@ struct LaunchConfig {
   throw DeviceError("[cuda] launch of " + std::string(name) + " (" + place.text() + "): " + cudaGetErrorString(error));
 }
 
-// GPUs before sm_90 know no programmatic dependent launch.
-inline bool launches_dependent() {
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+// Whether the kernels run on the current device as code of sm_90 or later: what runs on such a GPU may still have been
+// made for an older one. Only that code waits in grid_dependency_wait() and has bulk copies. It is the same for all
+// kernels of the library, and asked once of each device.
+template <class... Parameters>
+bool runs_sm90_code(void (*kernel)(Parameters...)) {
+  constexpr int kAsked = 1;
+  static std::array<std::atomic<int>, 64> versions{};
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  std::atomic<int>& version = versions[size_t(device) % versions.size()];
+  if (version.load(std::memory_order_relaxed) == 0) {
+    cudaFuncAttributes attributes{};
+    const bool known = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess;
+    version.store(known ? attributes.ptxVersion : kAsked, std::memory_order_relaxed);
+  }
+  return version.load(std::memory_order_relaxed) >= 90;
 }
 
 struct KernelName {
@@ -58,11 +71,14 @@ struct KernelName {
 
 template <class... Parameters, class... Arguments>
 void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
-  if (config.shared_bytes > (48 << 10)) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
     if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
-  }
+  };
+  if (config.shared_bytes > (48 << 10)) set(cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+  // A kernel that may overlap its neighbours wants the split of L1 and shared memory that the large ones among them
+  // need: an SM changes the split only when it is empty.
+  if (config.dependent) set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -72,7 +88,7 @@ void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& 
   launch_config.dynamicSmemBytes = config.shared_bytes;
   launch_config.stream = reinterpret_cast<cudaStream_t>(config.stream);
   launch_config.attrs = &attribute;
-  launch_config.numAttrs = config.dependent && launches_dependent() ? 1 : 0;
+  launch_config.numAttrs = config.dependent && runs_sm90_code(kernel) ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
   if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
 }

@@ -33,6 +33,17 @@ DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
+// Whether a kernel's variant that copies in bulk (or the one that does not) is the one for the code at hand; the body
+// of the other need not be compiled.
+template <bool kBulk>
+DEVICE constexpr bool is_for_this_code() {
+#if defined(__CUDA_ARCH__)
+  return kBulk == (__CUDA_ARCH__ >= 900);
+#else
+  return true;
+#endif
+}
+
 // sm_90: barriers that count the bytes of bulk copies. One thread initializes, fence_barrier_init() and a barrier of
 // the block follow before use.
 DEVICE void barrier_init(uint64_t* barrier, unsigned arrivals) {
@@ -92,6 +103,7 @@ DEVICE void fence_proxy_async() {
 
 // Past L1: what other blocks wrote and announced.
 DEVICE float load_coherent(const float* p) { return __ldcg(p); }
+DEVICE float4 load_coherent(const float4* p) { return __ldcg(p); }
 DEVICE void fence_device() { __threadfence(); }
 DEVICE unsigned atomic_add(unsigned* p, unsigned v) { return atomicAdd(p, v); }
 

@@ -1,5 +1,6 @@
 // The one symbol of the library that the extension module looks up.
 #include "cuda/cuda_backend.h"
+#include "cuda/limits.h"
 #include "cuda/matrix.h"
 #include "cuda_library.h"
 
@@ -14,6 +15,7 @@ extern "C" __attribute__((visibility("default"))) const gristmill::cuda::Entry* 
         return matrix_bytes(format, n_rows, n_cols);
       },
       [](const gristmill::KvShape& shape) { return layout_of(shape).total_bytes(); },
+      [](int index, double seconds) { return measure_limits(index, seconds); },
   };
   return &kEntry;
 }

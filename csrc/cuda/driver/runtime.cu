@@ -10,7 +10,10 @@ namespace {
 void check(cudaError_t error, const char* call, const Place& place) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // the error is reported here, and must not be found again by a later call
-  throw DeviceError("[cuda] " + std::string(call) + " (" + place.text() + "): " + cudaGetErrorString(error));
+  int device = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess;
+  throw DeviceError("[cuda" + (known ? ":" + std::to_string(device) : std::string()) + "] " + call + " (" +
+                    place.text() + "): " + cudaGetErrorString(error));
 }
 
 cudaStream_t raw(Stream stream) { return reinterpret_cast<cudaStream_t>(stream); }

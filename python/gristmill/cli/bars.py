@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from gristmill.cli import output
@@ -50,3 +51,32 @@ def step_bar(*, quiet: bool, lines: bool = False, elapsed: bool = False) -> Iter
             bar.update(task, description=escape(output.one_line(what)), completed=done, total=total)
 
         yield show
+
+
+@contextlib.contextmanager
+def byte_bar(what: str, *, quiet: bool, after: float = 0.5) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of bytes on a terminal, once they take more than ``after`` seconds; elsewhere None."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    task = bar.add_task(escape(output.one_line(what)), total=None)
+    began, shown = time.monotonic(), False
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if not shown and time.monotonic() - began > after:
+            bar.start()
+            shown = True
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if shown:
+            bar.stop()

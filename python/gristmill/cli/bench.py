@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import add_command
 from gristmill.cli.bars import step_bar
+from gristmill.cli.device_flags import add_device_flags, device_arguments
 from gristmill.cli.flags import CACHE_TYPES, add_override_flags, add_precise_flag, integer
 from gristmill.cli.inputs import model_path
 from gristmill.cli.parser import UsageError
@@ -70,6 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     for flag, long, of in (("-ctk", "--cache-type-k", "keys"), ("-ctv", "--cache-type-v", "values")):
         parser.add_argument(flag, long, choices=CACHE_TYPES, default="f16", help=f"type of cached {of} (f16)")
     add_precise_flag(parser)
+    add_device_flags(parser)
     add_override_flags(parser)
     parser.add_argument(
         "--kernels",
@@ -197,7 +199,7 @@ def _measure(args: argparse.Namespace, tests: list[BenchTest]) -> Iterator[Bench
     from gristmill.gguf import GGUFFile
     from gristmill.metadata import parse_overrides
 
-    overrides = parse_overrides(*args.override_kv)
+    overrides, devices = parse_overrides(*args.override_kv), device_arguments(args)
     names = args.model or [str(model_path(argparse.Namespace(model=None, quiet=args.quiet)))]
     for name in names:
         GGUFFile.open(name).close()  # the last file's error is told before the first one's hour
@@ -206,17 +208,18 @@ def _measure(args: argparse.Namespace, tests: list[BenchTest]) -> Iterator[Bench
         for i, (name, n_threads) in enumerate(runs):
             model = gristmill.load(
                 name,
-                device="cpu",
                 n_ctx=max(test.n_positions for test in tests),
                 n_threads=n_threads,
                 overrides=overrides,
                 cache_type_k=args.cache_type_k,
                 cache_type_v=args.cache_type_v,
                 precise=args.precise,
+                **devices,
             )
 
             def progress(what: str, done: int, total: int, i: int = i, model: Any = model) -> None:
-                what = f"{model.path.name}, threads {model.n_threads}: {what}"
+                where = f"threads {model.n_threads}" if model.device == "cpu" else model.device
+                what = f"{model.path.name}, {where}: {what}"
                 show(what, i * total + done, len(runs) * total)
 
             yield from run_tests(model, tests, args.repetitions, progress=progress)

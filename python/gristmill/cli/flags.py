@@ -70,11 +70,6 @@ def positive(text: str) -> float:
     return value
 
 
-def gpu_layers(text: str) -> int:
-    """``auto`` (-1), ``all`` (-2) or a number of layers."""
-    return {"auto": -1, "all": -2}.get(text) or integer()(text)
-
-
 def logit_bias(text: str) -> tuple[int, float]:
     """``TOKEN_ID(+|-)BIAS``, for example ``15043+1`` or ``15043-inf``."""
     match = re.fullmatch(r"\s*(\d+)\s*([+-].+)", text)

@@ -12,7 +12,8 @@ from gristmill.cli.flags import ON_OFF_AUTO
 from gristmill.cli.parser import NoEffect, Parser, Refused
 
 _OFF = frozenset({"off", "disabled", "false", "0"})
-_NO_GPU = "no GPU back end is built in"
+_BESIDE = "keys and values lie beside the weights of their layer"
+_WHOLE_LAYERS = "a GPU has whole layers"
 _NO_SHIFT = "a full context ends the answer, nothing is shifted out"
 _ENGINE = "the engine chooses it"
 _AFFINITY = "threads are placed by the operating system"
@@ -44,19 +45,16 @@ _NO_EFFECT: tuple[tuple[tuple[str, ...], int, str, frozenset[str]], ...] = (
     (("--poll-batch",), 1, f"how long idle threads spin: {_ENGINE}", frozenset()),
     (("--repack",), 0, f"the layout of weights: {_ENGINE}", frozenset()),
     (("-nr", "--no-repack"), 0, f"the layout of weights: {_ENGINE}", frozenset()),
-    (("--no-host",), 0, _NO_GPU, frozenset()),
+    (("--no-host",), 0, "weights are read from the mapped file", frozenset()),
     (("--check-tensors",), 0, "numbers are checked while the model runs", frozenset()),
-    (("-kvo", "--kv-offload"), 0, _NO_GPU, frozenset()),
-    (("-sm", "--split-mode"), 1, _NO_GPU, frozenset({"none"})),
-    (("-ts", "--tensor-split"), 1, _NO_GPU, frozenset()),
-    (("-mg", "--main-gpu"), 1, _NO_GPU, frozenset()),
-    (("-ot", "--override-tensor"), 1, _NO_GPU, frozenset()),
-    (("-cmoe", "--cpu-moe"), 0, _NO_GPU, frozenset()),
-    (("-ncmoe", "--n-cpu-moe"), 1, _NO_GPU, frozenset({"0"})),
+    (("-kvo", "--kv-offload"), 0, _BESIDE, frozenset()),
+    (("-ot", "--override-tensor"), 1, _WHOLE_LAYERS, frozenset()),
+    (("-cmoe", "--cpu-moe"), 0, _WHOLE_LAYERS, frozenset()),
+    (("-ncmoe", "--n-cpu-moe"), 1, _WHOLE_LAYERS, frozenset({"0"})),
     (("-fit", "--fit"), 1, "memory is taken as it is used", _OFF),
     (("-fitt", "--fit-target"), 1, "memory is taken as it is used", frozenset()),
     (("-fitc", "--fit-ctx"), 1, "memory is taken as it is used", frozenset()),
-    (("--op-offload",), 0, _NO_GPU, frozenset()),
+    (("--op-offload",), 0, _WHOLE_LAYERS, frozenset()),
     (("--rpc",), 1, "no remote back end is built in", frozenset()),
     (("-np", "--parallel"), 1, "one text is generated at a time", frozenset({"1", "-1"})),
     (("-dt", "--defrag-thold"), 1, "the KV cache has no holes", frozenset()),

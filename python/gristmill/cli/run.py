@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import add_command, output
+from gristmill.cli.device_flags import add_device_flags, device_arguments
 from gristmill.cli.escapes import process_escapes
 from gristmill.cli.flags import (
     ON_OFF_AUTO,
@@ -18,7 +19,6 @@ from gristmill.cli.flags import (
     add_precise_flag,
     add_rope_flags,
     add_sampling_flags,
-    gpu_layers,
     integer,
     overrides,
     sampler_arguments,
@@ -130,13 +130,7 @@ def _add_machine_flags(parser: Parser) -> None:
     group.add_argument(
         "-tb", "--threads-batch", type=integer(), metavar="N", help="must be the same as --threads"
     )
-    group.add_argument(
-        "-ngl", "--gpu-layers", "--n-gpu-layers", dest="n_gpu_layers", type=gpu_layers, metavar="N",
-        help="layers to put on the GPU: a number, auto, or all",
-    )  # fmt: skip
-    group.add_argument(
-        "-dev", "--device", default="auto", metavar="NAME", help="auto, cuda, cuda:N, or none for the CPU"
-    )
+    add_device_flags(group)
     group.add_argument("--list-devices", action="store_true", help="show the devices and end")
     group.add_argument(
         "--prio", type=integer(-1, 3), default=0, metavar="N",
@@ -148,6 +142,9 @@ def _add_machine_flags(parser: Parser) -> None:
         "--threads": "LLAMA_ARG_THREADS",
         "--gpu-layers": "LLAMA_ARG_N_GPU_LAYERS",
         "--device": "LLAMA_ARG_DEVICE",
+        "--main-gpu": "LLAMA_ARG_MAIN_GPU",
+        "--tensor-split": "LLAMA_ARG_TENSOR_SPLIT",
+        "--split-mode": "LLAMA_ARG_SPLIT_MODE",
         "--offline": "LLAMA_ARG_OFFLINE",
     }
 
@@ -203,14 +200,14 @@ def run(args: argparse.Namespace) -> int:
     path = model_path(args)
     model = _load(
         path,
-        device="cpu" if args.device in {"none", "cpu"} else args.device,
         n_ctx=args.ctx_size or None,
         n_threads=_threads(args.threads),
         overrides=overrides(args, path),
         cache_type_k=args.cache_type_k,
         cache_type_v=args.cache_type_v,
-        n_gpu_layers={-1: None, -2: -1}.get(args.n_gpu_layers, args.n_gpu_layers),
         precise=args.precise,
+        quiet=args.quiet,
+        **device_arguments(args),
     )
     template = _template(args, model)
     if args.verbose:
@@ -298,11 +295,13 @@ def _system_prompt(args: argparse.Namespace) -> str | None:
     return None if args.system_prompt is None else argument_text(args.system_prompt, "--system-prompt")
 
 
-def _load(path: Path, **arguments: Any) -> Model:
-    """Loads the model; tests put another engine here."""
+def _load(path: Path, quiet: bool, **arguments: Any) -> Model:
+    """Loads the model, with a bar where that takes its time; tests put another engine here."""
+    from gristmill.cli.bars import byte_bar
     from gristmill.model import load
 
-    return load(path, **arguments)
+    with byte_bar(f"loading {path.name}", quiet=quiet) as progress:
+        return load(path, progress=progress, **arguments)
 
 
 def _sampler(args: argparse.Namespace) -> SamplerChain:
@@ -385,4 +384,6 @@ def _describe(args: argparse.Namespace, model: Model, sampler: SamplerChain) -> 
     output.note(
         f"[context {model.n_ctx} · cache {cache} · {model.n_threads} threads · {model.isa} · {prefill}]"
     )
+    if model.device != "cpu":
+        output.note(f"[{'; '.join(part.describe(model.n_layer) for part in model.device_layers)}]")
     output.note(f"[{sampler!r}]")

@@ -14,7 +14,8 @@ from gristmill.lab.text import TextWindows
 from gristmill.messages import printable
 
 if TYPE_CHECKING:
-    from gristmill.model import Model, Session
+    from gristmill.model import Model
+    from gristmill.session import Session
 
 Progress = Callable[[int, int], None]
 """Called after each window with the windows done and all there are."""

@@ -19,7 +19,7 @@ from gristmill.errors import ArgumentError, Error
 from gristmill.messages import printable
 
 if TYPE_CHECKING:
-    from gristmill.model import Session
+    from gristmill.session import Session
     from gristmill.tokenizer import Tokenizer
 
 MIN_WINDOW = 8

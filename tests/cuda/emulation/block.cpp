@@ -1,83 +1,22 @@
-#include "emulation/block.h"
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <map>
-#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
-#include <vector>
 
-#include "emulation/fiber.h"
+#include "emulation/thread.h"
 
 gristmill::cuda::Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace gristmill::cuda::emulation {
-namespace {
-
-constexpr int kPoison = 0xff;
-
-struct Copy {
-  void* to;
-  const void* from;
-  unsigned bytes, bytes_from_memory;
-};
-
-struct CopyBarrier {
-  unsigned expected = 0, pending = 0, phase = 0;
-  int64_t bytes = 0;  // announced and not yet copied
-  std::vector<Copy> copies;
-
-  void settle() {
-    if (pending == 0 && bytes == 0) {
-      phase ^= 1;
-      pending = expected;
-    }
-  }
-};
-
-enum class State { kReady, kWarp, kBlock, kPoll, kDone };
-
-struct Thread {
-  Fiber fiber;
-  State state = State::kDone;
-  Dim3 index;
-  int warp = 0, lane = 0;
-  // Where it waits and for what.
-  Site site{};
-  uint32_t mask = 0;
-  WarpAction act = nullptr;
-  void* argument = nullptr;
-  int barrier = 0;
-  unsigned barrier_threads = 0;
-  bool (*ready)(void*) = nullptr;
-  const char* what = "";
-
-  std::vector<Copy> open;
-  std::deque<std::vector<Copy>> groups;
-  bool waited_for_grid = false;
-};
-
-struct Block {
-  const char* name = "";
-  const std::function<void()>* kernel = nullptr;
-  std::vector<std::unique_ptr<Thread>> threads;  // more than n from earlier launches
-  unsigned n = 0;
-  std::unique_ptr<std::byte, void (*)(void*)> shared{nullptr, std::free};
-  size_t shared_bytes = 0;
-  std::map<const uint64_t*, CopyBarrier> barriers;
-  Thread* current = nullptr;
-};
 
 Block block;
-std::mt19937_64 random_bits(1);
 
-Thread& self() { return *block.current; }
+namespace {
+
+std::mt19937_64 random_bits(1);
 
 bool same(const Site& a, const Site& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 
@@ -109,17 +48,6 @@ void run_thread() {
   self().state = State::kDone;
 }
 
-void do_copy(const Copy& c) {
-  std::memcpy(c.to, c.from, c.bytes_from_memory);
-  std::memset(static_cast<std::byte*>(c.to) + c.bytes_from_memory, 0, c.bytes - c.bytes_from_memory);
-}
-
-CopyBarrier& barrier_at(uint64_t* barrier, const Site& site) {
-  const auto it = block.barriers.find(barrier);
-  if (it == block.barriers.end()) fail(site, "a copy barrier that was not initialized");
-  return it->second;
-}
-
 [[noreturn]] void fail_stuck() {
   std::fprintf(stderr, "emulation: %s, block (%u, %u, %u): no thread can go on\n", block.name, blockIdx.x, blockIdx.y,
                blockIdx.z);
@@ -143,6 +71,10 @@ void run_block(const std::vector<unsigned>& order_of_launch, bool dependent) {
     t.open.clear();
     t.groups.clear();
     t.waited_for_grid = false;
+    t.open_products.clear();
+    t.product_groups.clear();
+    t.accumulators.clear();
+    t.fenced = false;
     t.fiber.start(run_thread);
   }
   for (unsigned done = 0; done < block.n;) {
@@ -161,6 +93,8 @@ void run_block(const std::vector<unsigned>& order_of_launch, bool dependent) {
         const auto pending = [](const std::vector<Copy>& group) { return !group.empty(); };
         if (!t.open.empty() || std::any_of(t.groups.begin(), t.groups.end(), pending))
           fail(Site::current(), "left the kernel without waiting for its asynchronous copies");
+        if (!t.accumulators.empty() || !t.open_products.empty())
+          fail(Site::current(), "left the kernel without waiting for its products");
         if (dependent && !t.waited_for_grid)
           fail(Site::current(), "left a dependent launch without grid_dependency_wait()");
       }
@@ -317,72 +251,6 @@ void wait_until(bool (*ready)(void*), void* argument, const char* what, const Si
   t.argument = argument;
   t.what = what;
   suspend(ready(argument) ? State::kReady : State::kPoll, site);
-}
-
-void queue_copy(void* to, const void* from, unsigned bytes, unsigned bytes_from_memory, const Site& site) {
-  if (!is_shared(to, bytes)) fail(site, "an asynchronous copy to outside of shared memory");
-  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
-    fail(site, "an asynchronous copy of %u bytes between addresses that are not aligned to it", bytes);
-  std::memset(to, kPoison, bytes);
-  self().open.push_back({to, from, bytes, bytes_from_memory});
-}
-
-void commit_copies() {
-  Thread& t = self();
-  t.groups.push_back(std::move(t.open));
-  t.open.clear();
-}
-
-void wait_copies(unsigned groups_left, const Site&) {
-  Thread& t = self();
-  while (t.groups.size() > groups_left) {
-    for (const Copy& c : t.groups.front()) do_copy(c);
-    t.groups.pop_front();
-  }
-}
-
-void init_copy_barrier(uint64_t* barrier, unsigned arrivals, const Site& site) {
-  if (!is_shared(barrier, 8)) fail(site, "a copy barrier outside of shared memory");
-  block.barriers[barrier] = {arrivals, arrivals, 0, 0, {}};
-}
-
-void arrive_copy_barrier(uint64_t* barrier, unsigned expected_bytes, const Site& site) {
-  CopyBarrier& b = barrier_at(barrier, site);
-  if (b.pending == 0) fail(site, "more arrivals at a copy barrier than it was made for (%u)", b.expected);
-  b.bytes += expected_bytes;
-  --b.pending;
-  b.settle();
-}
-
-void queue_bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier, const Site& site) {
-  if (!is_shared(to, bytes)) fail(site, "a bulk copy to outside of shared memory");
-  if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
-    fail(site, "a bulk copy whose size (%u) or addresses are no multiples of 16", bytes);
-  std::memset(to, kPoison, bytes);
-  barrier_at(barrier, site).copies.push_back({to, from, bytes, bytes});
-}
-
-void wait_copy_barrier(uint64_t* barrier, unsigned parity, const Site& site) {
-  struct Argument {
-    CopyBarrier* barrier;
-    unsigned parity;
-  } argument{&barrier_at(barrier, site), parity};
-  wait_until(
-      [](void* p) {
-        const Argument& a = *static_cast<Argument*>(p);
-        CopyBarrier& b = *a.barrier;
-        if (b.phase == a.parity) {
-          for (const Copy& c : b.copies) {
-            do_copy(c);
-            b.bytes -= c.bytes;
-          }
-          const bool some = !b.copies.empty();
-          b.copies.clear();
-          if (some) b.settle();
-        }
-        return b.phase != a.parity;
-      },
-      &argument, "asynchronous copies", site);
 }
 
 void grid_dependency_wait() { self().waited_for_grid = true; }

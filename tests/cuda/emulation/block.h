@@ -12,6 +12,7 @@
 
 namespace gristmill::cuda {
 
+struct StreamHandle;
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
 };
@@ -30,6 +31,8 @@ void set_seed(uint64_t seed);
 void run_grid(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, bool dependent,
               const std::function<void()>& kernel);
 
+// Ends the process where the stream is of another device than the current one.
+void check_stream(StreamHandle* stream, const Place& place = Place::current());
 // Launches and copies between these two are recorded and run by replay().
 void begin_recording();
 std::vector<std::function<void()>> end_recording();
@@ -63,6 +66,13 @@ void init_copy_barrier(uint64_t* barrier, unsigned arrivals, const Site& site);
 void arrive_copy_barrier(uint64_t* barrier, unsigned expected_bytes, const Site& site);
 void queue_bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier, const Site& site);
 void wait_copy_barrier(uint64_t* barrier, unsigned parity, const Site& site);
+
+// Products of a warpgroup (64 x 256 x 16 halves) from shared memory that go on by themselves: those issued since the
+// last commit form a group; they happen when a wait demands them. d[128] holds NaN while one of them is open.
+void fence_products();
+void queue_product(float* d, uint64_t a, uint64_t b, bool add, const Site& site);
+void commit_products();
+void wait_products(unsigned groups_left, const Site& site);
 
 void grid_dependency_wait();
 

@@ -1,4 +1,6 @@
-// The device that the emulation pretends to be; tests change it before they make a back end.
+// The devices that the emulation pretends to be; tests change them before they make a back end. A kernel or a copy on a
+// stream of another device than the current one ends the process and, under AddressSanitizer, so does an access to
+// memory of another device.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +14,8 @@ struct DeviceTraits {
   int64_t used_bytes = 0;
 };
 
-DeviceTraits& device_traits();
+DeviceTraits& device_traits(int index = 0);
+// Devices that there are, one at first; those that go must hold nothing.
+void set_device_count(int n);
 
 }  // namespace gristmill::cuda::emulation

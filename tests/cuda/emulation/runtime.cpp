@@ -4,31 +4,67 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <string>
 
 #include "core/error.h"
 #include "emulation/block.h"
 #include "emulation/device.h"
+#include "emulation/sanitizer.h"
+
+#ifdef GRISTMILL_ASAN
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#endif
 
 namespace gristmill::cuda {
+
+struct StreamHandle {
+  int device;
+};
+
 namespace {
 
 // What exists of a device: enough for host code to make its choices.
-emulation::DeviceTraits traits;
+std::vector<emulation::DeviceTraits> devices(1);
+int current = 0;
+
+// Blocks of device memory: their sizes and whose they are.
+struct Block {
+  size_t bytes;
+  int device;
+};
+std::map<void*, Block>& blocks() {
+  static std::map<void*, Block> all;
+  return all;
+}
 
 template <class Handle>
 Handle token() {
   return reinterpret_cast<Handle>(std::malloc(1));
 }
 
+std::string at_device(const char* call, const Place& place) {
+  return "[cuda:" + std::to_string(current) + "] " + call + " (" + place.text() + "): ";
+}
+
 }  // namespace
 
 namespace emulation {
-DeviceTraits& device_traits() { return traits; }
+DeviceTraits& device_traits(int index) { return devices.at(size_t(index)); }
+void set_device_count(int n) { devices.resize(size_t(n)); }
+void check_stream(Stream stream, const Place& place) {
+  if (stream && stream->device != current)
+    fail(place, "a stream of device %d is used while %d is the current one", stream->device, current);
+}
 }  // namespace emulation
 
-int device_count() { return 1; }
+int device_count() { return int(devices.size()); }
 
 DeviceInfo device_info(int index, Place) {
+  const emulation::DeviceTraits& traits = devices.at(size_t(index));
   DeviceInfo info;
   info.index = index;
   info.name = "host emulation";
@@ -39,50 +75,71 @@ DeviceInfo device_info(int index, Place) {
   info.shared_bytes_per_block = 227 << 10;
   info.shared_bytes_per_multiprocessor = 228 << 10;
   info.memory_bytes = traits.memory_bytes;
-  info.free_bytes = free_memory();
+  info.free_bytes = traits.memory_bytes - traits.used_bytes;
   return info;
 }
 
-void set_device(int, Place) {}
-int64_t free_memory(Place) { return traits.memory_bytes - traits.used_bytes; }
+void set_device(int index, Place place) {
+  if (index < 0 || size_t(index) >= devices.size())
+    throw DeviceError(at_device("cudaSetDevice", place) + "invalid device ordinal");
+  if (index == current) return;
+  current = index;
+  for (const auto& [p, block] : blocks()) {
+    if (block.device == current) {
+      ASAN_UNPOISON_MEMORY_REGION(p, block.bytes);
+    } else {
+      ASAN_POISON_MEMORY_REGION(p, block.bytes);
+    }
+  }
+}
+int64_t free_memory(Place) { return devices[size_t(current)].memory_bytes - devices[size_t(current)].used_bytes; }
 
 void* allocate_device(size_t bytes, Place place) {
   if (emulation::recording()) emulation::fail(place, "an allocation inside of a capture");
   if (int64_t(bytes) > free_memory())
-    throw DeviceError("[cuda] cudaMalloc of " + std::to_string(bytes) + " bytes (" + place.text() + "): out of memory");
-  // The size lies in front, at a distance that keeps the alignment of cudaMalloc.
-  constexpr size_t kFront = 256;
+    throw DeviceError(at_device(("cudaMalloc of " + std::to_string(bytes) + " bytes").c_str(), place) +
+                      "out of memory");
+  // The alignment of cudaMalloc.
   void* p = nullptr;
-  if (posix_memalign(&p, kFront, kFront + bytes) != 0) std::abort();
-  std::memcpy(p, &bytes, sizeof(bytes));
-  traits.used_bytes += int64_t(bytes);
-  std::memset(static_cast<std::byte*>(p) + kFront, 0xff, bytes);
-  return static_cast<std::byte*>(p) + kFront;
+  if (posix_memalign(&p, 256, bytes > 0 ? bytes : 1) != 0) std::abort();
+  blocks()[p] = {bytes, current};
+  devices[size_t(current)].used_bytes += int64_t(bytes);
+  std::memset(p, 0xff, bytes);
+  return p;
 }
 void free_device(void* p) noexcept {
   if (!p) return;
-  std::byte* front = static_cast<std::byte*>(p) - 256;
-  size_t bytes;
-  std::memcpy(&bytes, front, sizeof(bytes));
-  traits.used_bytes -= int64_t(bytes);
-  std::free(front);
+  const auto found = blocks().find(p);
+  if (found == blocks().end()) emulation::fail(Place::current(), "what is freed was not allocated");
+  ASAN_UNPOISON_MEMORY_REGION(p, found->second.bytes);
+  devices[size_t(found->second.device)].used_bytes -= int64_t(found->second.bytes);
+  blocks().erase(found);
+  std::free(p);
 }
 void* allocate_pinned(size_t bytes, Place) { return std::malloc(bytes > 0 ? bytes : 1); }
 void free_pinned(void* p) noexcept { std::free(p); }
 
-Stream make_stream(Place) { return token<Stream>(); }
-void destroy_stream(Stream stream) noexcept { std::free(stream); }
+Stream make_stream(Place) { return new StreamHandle{current}; }
+void destroy_stream(Stream stream) noexcept { delete stream; }
 void synchronize(Stream, Place) {}
 
 // The back end captures launches only.
-static void copy(void* to, const void* from, size_t bytes, const Place& place) {
+static void copy(void* to, const void* from, size_t bytes, Stream stream, const Place& place) {
+  emulation::check_stream(stream, place);
   if (emulation::recording()) emulation::fail(place, "a copy inside of a capture");
   std::memcpy(to, from, bytes);
 }
-void copy_to_device(void* to, const void* host, size_t bytes, Stream, Place place) { copy(to, host, bytes, place); }
-void copy_to_host(void* host, const void* from, size_t bytes, Stream, Place place) { copy(host, from, bytes, place); }
-void copy_on_device(void* to, const void* from, size_t bytes, Stream, Place place) { copy(to, from, bytes, place); }
-void fill(void* p, int byte, size_t bytes, Stream, Place place) {
+void copy_to_device(void* to, const void* host, size_t bytes, Stream stream, Place place) {
+  copy(to, host, bytes, stream, place);
+}
+void copy_to_host(void* host, const void* from, size_t bytes, Stream stream, Place place) {
+  copy(host, from, bytes, stream, place);
+}
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream, Place place) {
+  copy(to, from, bytes, stream, place);
+}
+void fill(void* p, int byte, size_t bytes, Stream stream, Place place) {
+  emulation::check_stream(stream, place);
   if (emulation::recording()) emulation::fail(place, "a fill inside of a capture");
   std::memset(p, byte, bytes);
 }
@@ -99,7 +156,8 @@ struct GraphHandle {
 };
 void begin_capture(Stream, Place) { emulation::begin_recording(); }
 Graph end_capture(Stream, Place) { return new GraphHandle{emulation::end_recording()}; }
-void launch_graph(Graph graph, Stream, Place) {
+void launch_graph(Graph graph, Stream stream, Place place) {
+  emulation::check_stream(stream, place);
   for (const auto& work : graph->work) work();
 }
 void destroy_graph(Graph graph) noexcept { delete graph; }

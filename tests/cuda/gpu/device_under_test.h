@@ -7,6 +7,7 @@
 namespace gristmill::cuda::emulation {
 
 inline void set_seed(uint64_t) {}
+inline void set_device_count(int) {}
 
 struct DeviceTraits {
   int major = 0, minor = 0;
@@ -14,7 +15,7 @@ struct DeviceTraits {
   int64_t memory_bytes = 0, used_bytes = 0;
 };
 
-inline DeviceTraits& device_traits() {
+inline DeviceTraits& device_traits(int = 0) {
   static DeviceTraits traits;
   return traits;
 }

@@ -45,8 +45,14 @@ struct LaunchConfig {
   bool dependent = false;
 };
 
+template <class... Parameters>
+bool runs_sm90_code(void (*)(Parameters...)) {
+  return true;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
+  emulation::check_stream(config.stream);
   const auto run = [=] {
     emulation::run_grid(name, config.grid, config.block, config.shared_bytes, config.dependent,
                         [=] { kernel(arguments...); });

@@ -31,6 +31,11 @@ void wait_copies(const Site& site = Site::current()) {
   emulation::wait_copies(kLeft, site);
 }
 
+template <bool kBulk>
+constexpr bool is_for_this_code() {
+  return true;
+}
+
 inline void barrier_init(uint64_t* barrier, unsigned arrivals, const Site& site = Site::current()) {
   emulation::init_copy_barrier(barrier, arrivals, site);
 }
@@ -50,7 +55,10 @@ inline void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* barr
 }
 inline void fence_proxy_async() {}
 
-inline float load_coherent(const float* p) { return *p; }
+template <class T>
+T load_coherent(const T* p) {
+  return *p;
+}
 inline void fence_device() {}
 inline unsigned atomic_add(unsigned* p, unsigned v) {
   const unsigned old = *p;

@@ -1,0 +1,271 @@
+// The engine on emulated GPUs, asked as a user asks: which layers go where, what is said where memory is short, and the
+// largest logits in place of all.
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "core/error.h"
+#include "cuda_library.h"
+#include "device_under_test.h"
+#include "engine.h"
+#include "model_runner.h"
+
+extern "C" const gristmill::cuda::Entry* gristmill_cuda_entry();
+
+namespace gristmill::cuda::test {
+namespace {
+
+using gristmill::test::make_tiny;
+using gristmill::test::MemoryFile;
+using gristmill::test::TinyModel;
+using gristmill::test::TinyShape;
+
+constexpr int64_t kMiB = 1 << 20;
+const std::vector<int32_t> kPrompt = {1, 7, 39, 0, 7, 22, 13};
+
+struct Model {
+  TinyModel tiny;
+  MemoryFile file;
+
+  explicit Model(int n_layer) {
+    TinyShape shape;
+    shape.n_embd = shape.n_ff = 64;
+    shape.n_head = 2;
+    shape.n_head_kv = 1;
+    shape.n_layer = n_layer;
+    tiny = make_tiny(shape, formats::TypeId::Q4_0);
+    CHECK(file.write(tiny.bytes));
+  }
+  Engine load(const EngineOptions& options) const {
+    return Engine(models::ModelSource({file.path()}, tiny.tensors, tiny.metadata), options);
+  }
+};
+
+EngineOptions options(const std::string& device) {
+  EngineOptions o{64, 1, KvType::F16, KvType::F16, "scalar", true, device};
+  return o;
+}
+
+std::string layers_of(const Engine& engine) {
+  std::string text;
+  for (const DeviceLayers& l : engine.device_layers())
+    text += (text.empty() ? "" : ", ") + l.name.substr(0, l.name.find(' ')) + " " + std::to_string(l.first) + "-" +
+            std::to_string(l.last);
+  return text;
+}
+
+std::string error_of(const Model& model, const EngineOptions& o) {
+  try {
+    model.load(o);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+void expect(const std::string& got, const std::string& wanted) {
+  CHECK(got == wanted, "\n  got    %s\n  wanted %s", got.c_str(), wanted.c_str());
+}
+void expect_part(const std::string& got, const std::string& part) {
+  CHECK(got.find(part) != std::string::npos, "\n  got    %s\n  wanted %s", got.c_str(), part.c_str());
+}
+
+std::vector<float> logits_of(Engine& engine) {
+  const auto cache = engine.make_cache();
+  std::vector<float> logits(kPrompt.size() * size_t(engine.hyperparameters().n_vocab));
+  engine.forward(*cache, kPrompt, LogitsOf::kAll, logits.data());
+  return logits;
+}
+
+void check_placements(const Model& model) {
+  Engine cpu = model.load(options("cpu"));
+  expect(layers_of(cpu), "cpu 0-4");
+  CHECK(!cpu.finds_top_logits());
+  const std::vector<float> expected = logits_of(cpu);
+  const auto check = [&](const EngineOptions& o, const std::string& layers) {
+    Engine engine = model.load(o);
+    expect(layers_of(engine), layers);
+    CHECK(engine.device_note().empty(), "%s", engine.device_note().c_str());
+    const double worst = worst_difference(logits_of(engine), expected);
+    CHECK(worst <= 2e-2, "%s: logits differ by %g", layers.c_str(), worst);
+  };
+  check(options("auto"), "cuda:0 0-4");
+  check(options("cuda:1"), "cuda:1 0-4");
+  EngineOptions o = options("cuda");
+  o.n_gpu_layers = 2;
+  check(o, "cpu 0-2, cuda:0 2-4");
+  o.main_gpu = 1;
+  check(o, "cpu 0-2, cuda:1 2-4");
+  o.n_gpu_layers = 99;
+  o.tensor_split = {1, 3};
+  check(o, "cuda:0 0-1, cuda:1 1-4");
+  o.device = "cuda:1,cuda:0";
+  check(o, "cuda:1 0-1, cuda:0 1-4");
+  o.n_gpu_layers = 0;
+  check(o, "cpu 0-4");
+}
+
+void check_refusals(const Model& model) {
+  const auto refuse = [&](EngineOptions o, const std::string& part) { expect_part(error_of(model, o), part); };
+  refuse(options("gpu"), "[device] name, expected auto, cpu, cuda, or cuda:N");
+  refuse(options("cuda:"), "[device] name, expected");
+  refuse(options("cuda:0,"), "[device] name, expected");
+  refuse(options("cuda:2"), "[device] cuda:2 is not there: there are 2 GPUs");
+  refuse(options("cuda:0,cuda:0"), "[device] cuda:0 is given twice");
+  EngineOptions o = options("cuda:1");
+  o.main_gpu = 0;
+  refuse(o, "[device] the main GPU cuda:0 is not among the 1 of cuda:1");
+  o = options("cuda");
+  o.tensor_split = {1, 1, 1};
+  refuse(o, "[device] tensor split, expected at most 2 shares");
+  o.tensor_split = {0, 0};
+  refuse(o, "[device] tensor split, expected a share above 0");
+}
+
+// The spare that a device needs beside the model is 512 MiB, so free memory a little above it decides.
+void check_memory(const Model& model) {
+  emulation::DeviceTraits &first = emulation::device_traits(0), &second = emulation::device_traits(1);
+  const int64_t before = first.memory_bytes;
+  first.memory_bytes = second.memory_bytes = 512 * kMiB;
+  EngineOptions o = options("cuda");
+  expect_part(error_of(model, o), "[device] cuda:0 (host emulation) has 0.50 GiB free and the output needs");
+  o.n_gpu_layers = 99;
+  expect_part(error_of(model, o), "-ngl 0 runs it on the CPU");
+  Engine none = model.load(options("auto"));
+  expect(layers_of(none), "cpu 0-4");
+  expect_part(none.device_note(), "cuda:0 (host emulation) has 0.50 GiB free");
+
+  // As memory grows, more layers fit, none lost again: 512 tokens of activations are above 1 MiB, a layer above 1/16.
+  size_t seen = 0, numbers = 0;
+  for (int64_t extra = kMiB; extra <= 4 * kMiB && seen < 4; extra += kMiB / 32) {
+    first.memory_bytes = 512 * kMiB + extra;
+    second.memory_bytes = 0;
+    Engine engine = model.load(options("auto"));
+    const DeviceLayers& last = engine.device_layers().back();
+    const size_t n = last.gpu < 0 ? 0 : size_t(last.last - last.first);
+    CHECK(n >= seen, "%zu layers fit where %zu did with less memory", n, seen);
+    CHECK((n == 4) == engine.device_note().empty(), "%zu layers: %s", n, engine.device_note().c_str());
+    if (n > seen) {  // what was chosen runs
+      seen = n;
+      ++numbers;
+      logits_of(engine);
+    }
+  }
+  CHECK(seen == 4 && numbers >= 3, "%zu layers fit at most, in %zu steps", seen, numbers);
+  first.memory_bytes = second.memory_bytes = before;
+}
+
+// What a kernel or an allocation of a device reports names it.
+void check_device_is_named(const Model& model) {
+  Engine engine = model.load(options("cuda:1"));
+  emulation::device_traits(1).memory_bytes = emulation::device_traits(1).used_bytes;
+  std::string what;
+  try {
+    engine.make_cache();
+  } catch (const DeviceError& e) {
+    what = e.what();
+  }
+  emulation::device_traits(1).memory_bytes = int64_t{1} << 30;
+  expect_part(what, "[cuda:1] cudaMalloc of ");
+  logits_of(engine);  // and the engine is usable as before
+}
+
+void check_top_logits(const Model& model, const EngineOptions& o) {
+  Engine engine = model.load(o);
+  CHECK(engine.finds_top_logits());
+  const int64_t n_row = engine.hyperparameters().n_vocab;
+  constexpr int kTop = 5, kVocab = 37;
+  const auto a = engine.make_cache(), b = engine.make_cache(), c = engine.make_cache(), d = engine.make_cache();
+  std::vector<float> all(size_t(2 * n_row));
+  engine.forward(*a, kPrompt, LogitsOf::kLast, all.data());
+  engine.forward(*c, std::vector<int32_t>{4, 5}, LogitsOf::kNone, nullptr);
+  engine.forward(*d, std::vector<int32_t>{4, 5}, LogitsOf::kNone, nullptr);
+  std::vector<int32_t> ids(2 * kTop), finite(2);
+  std::vector<float> values(2 * kTop);
+  const TopLogits top{kTop, kVocab, ids.data(), values.data(), finite.data()};
+  engine.forward(*b, kPrompt, LogitsOf::kLast, nullptr, {}, nullptr, &top);
+  const auto same = [&](size_t n_rows, const char* when) {
+    for (size_t row = 0; row < n_rows; ++row) {
+      const float* logits = all.data() + row * size_t(n_row);
+      std::vector<int32_t> order(kVocab);
+      std::iota(order.begin(), order.end(), 0);
+      std::ranges::stable_sort(order, [&](int32_t x, int32_t y) { return logits[x] > logits[y]; });
+      for (size_t i = 0; i < kTop; ++i)
+        CHECK(ids[row * kTop + i] == order[i] && values[row * kTop + i] == logits[order[i]],
+              "%s, row %zu, place %zu: token %d, not %d", when, row, i, ids[row * kTop + i], order[i]);
+    }
+  };
+  same(1, "prompt");
+  for (int step = 0; step < 4; ++step) {  // run, captured, replayed
+    const std::vector<int32_t> tokens = {3 + step, 9};
+    engine.decode(std::vector<KvCache*>{a.get(), c.get()}, tokens, all.data());
+    engine.decode(std::vector<KvCache*>{b.get(), d.get()}, tokens, nullptr, &top);
+    same(2, "step");
+  }
+}
+
+void check_top_logits_refused(const Model& model) {
+  Engine engine = model.load(options("cuda"));
+  const auto cache = engine.make_cache();
+  int32_t ids[64], finite = 0;
+  float values[64];
+  const auto refused = [&](int k, int64_t n_vocab) {
+    const TopLogits top{k, n_vocab, ids, values, &finite};
+    try {
+      engine.forward(*cache, kPrompt, LogitsOf::kLast, nullptr, {}, nullptr, &top);
+    } catch (const ArgumentError&) {
+      return true;
+    }
+    return false;
+  };
+  CHECK(refused(0, 40) && refused(41, 40) && refused(5, 41) && refused(1, 0));
+  CHECK(cache->n_past() == 0);
+}
+
+void check_progress(const Model& model) {
+  EngineOptions o = options("cuda");
+  std::vector<int64_t> done;
+  int64_t all = 0;
+  o.progress = [&](int64_t n, int64_t total) {
+    done.push_back(n);
+    all = total;
+  };
+  model.load(o);
+  CHECK(done.size() > 3 && done.front() == 0 && std::ranges::is_sorted(done) && done.back() == all && all > 0);
+  const int64_t used = emulation::device_traits().used_bytes;
+  o.progress = [](int64_t n, int64_t) {
+    if (n > 0) throw Error("given up");
+  };
+  expect(error_of(model, o), "given up");
+  CHECK(emulation::device_traits().used_bytes == used, "a load that was given up leaks");
+}
+
+}  // namespace
+}  // namespace gristmill::cuda::test
+
+int main() {
+  using namespace gristmill;
+  using namespace gristmill::cuda::test;
+  cuda::emulation::set_seed(1);
+  cuda::emulation::set_device_count(2);
+  cuda::use_entry(gristmill_cuda_entry());
+  {
+    const Model model(3);
+    check_placements(model);
+    check_refusals(model);
+    check_memory(model);
+    check_device_is_named(model);
+    check_top_logits(model, options("cuda"));
+    EngineOptions o = options("cuda");
+    o.n_gpu_layers = 2;
+    check_top_logits(model, o);
+    check_top_logits_refused(model);
+    check_progress(model);
+  }
+  for (int i = 0; i < 2; ++i)
+    CHECK(cuda::emulation::device_traits(i).used_bytes == 0, "memory of device %d leaks: %lld bytes", i,
+          static_cast<long long>(cuda::emulation::device_traits(i).used_bytes));
+  return test::failures("test_devices");
+}
