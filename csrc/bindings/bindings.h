@@ -7,6 +7,7 @@ namespace gristmill::bindings {
 
 void bind_errors(nanobind::module_& m);
 void bind_formats(nanobind::module_& m);
+void bind_header(nanobind::module_& m);
 void bind_kernels(nanobind::module_& m);
 void bind_limits(nanobind::module_& m);
 void bind_model(nanobind::module_& m);

@@ -24,6 +24,16 @@ def convert_rows(source: Annotated[NDArray[numpy.uint8], dict(shape=(None,), ord
     Rows through float32. Returns (first value that to_type cannot hold or -1, finite values become infinite).
     """
 
+def skip_strings(data: object, pos: int, count: int) -> tuple[int, int]:
+    """
+    Steps over strings, each a uint64 length and its bytes, while their lengths lie in data and are below 2^62; (position behind the last, strings left). The position may lie beyond data.
+    """
+
+def decode_strings(data: object, pos: int, count: int) -> tuple[list[str], int]:
+    """
+    (list of strings, position behind them), bytes that are not UTF-8 by surrogateescape. ArgumentError if data ends before they do.
+    """
+
 def matmul(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], isa: str = '', mode: str = 'auto') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m]."""
 

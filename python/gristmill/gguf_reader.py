@@ -11,6 +11,7 @@ import stat
 import struct
 from pathlib import Path
 
+from gristmill import _core
 from gristmill.errors import GGUFError
 from gristmill.gguf_types import ARRAY, BOOL, STRING, VALUE_TYPES
 from gristmill.messages import file_error, quoted
@@ -185,20 +186,13 @@ class HeaderReader:
         self.pos = end
 
     def _skip_strings(self, count: int) -> None:
-        unpack = _U64.unpack_from
         pos = self.pos
         while count:
-            data = self.data
-            try:
-                # Vocabularies have 10^5 entries and more: nothing but the length walk in this loop. A length
-                # that leads outside the buffer fails in unpack_from, whose range check covers every Python
-                # int.
-                for left in range(count, 0, -1):  # noqa: B007 - read where the walk resumes
-                    pos += 8 + unpack(data, pos)[0]
-                count = 0
-            except (struct.error, OverflowError):
-                self.require(pos + 8 * left)
-                count = left
+            pos, count = _core.skip_strings(self.data, pos, count)
+            if count and pos + 8 <= len(self.data):  # a length that no file can have
+                pos += 8 + _U64.unpack_from(self.data, pos)[0]
+                count -= 1
+            self.require(pos + 8 * count)
         self.require(pos)
         self.pos = pos
 
@@ -219,7 +213,7 @@ def decode_value(data: bytes, pos: int, type_id: int) -> tuple[object, int]:
     element, count = _ARRAY_HEAD.unpack_from(data, pos)
     pos += _ARRAY_HEAD.size
     if element == STRING:
-        return _decode_strings(data, pos, count)
+        return _core.decode_strings(data, pos, count)
     if element == ARRAY:
         rows: list[object] = []
         for _ in range(count):
@@ -243,16 +237,6 @@ def value_end(data: bytes, pos: int, type_id: int) -> int:
     for _ in range(count):
         pos = value_end(data, pos, element)
     return pos
-
-
-def _decode_strings(data: bytes, pos: int, count: int) -> tuple[list[str], int]:
-    unpack = _U64.unpack_from
-    strings: list[str] = []
-    for _ in range(count):
-        start = pos + 8
-        pos = start + unpack(data, pos)[0]
-        strings.append(data[start:pos].decode("utf-8", "surrogateescape"))
-    return strings, pos
 
 
 def array_type(data: bytes, pos: int) -> tuple[int, int]:
