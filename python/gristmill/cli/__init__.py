@@ -6,6 +6,7 @@ they run, so ``--version`` and ``--help`` answer at once.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import traceback
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Whatever goes wrong is one line on standard error; ``--debug`` adds the traceback.
     """
+    # A vocabulary is 10^5 objects that stay; the default would look through all of them again and again.
+    gc.set_threshold(100_000, 20, 20)
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     try:
