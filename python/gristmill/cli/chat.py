@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gristmill.cli import output
+from gristmill.cli.transcript import report, show_prompt
 from gristmill.cli.turn import Answer, Speaker
 from gristmill.errors import ContextFullError, Error
 
@@ -63,7 +64,6 @@ class Chat:
 
     def _answer(self) -> tuple[Answer, str]:
         """The answer to the messages, and it without thinking."""
-        from gristmill.cli.run import show_prompt
         from gristmill.reasoning import OPEN, opens_reasoning, strip_reasoning
 
         rendered = self._template.render(
@@ -95,7 +95,6 @@ class Chat:
 
     def loop(self, first: str | None = None) -> int:
         """Chats until the input ends; ``first`` is said before anything is read. Returns the exit status."""
-        from gristmill.cli.run import report
 
         self._in_loop = True
         terminal = sys.stdin.isatty()

@@ -26,7 +26,8 @@ from gristmill.cli.flags import (
 from gristmill.cli.foreign import add_foreign_flags
 from gristmill.cli.inputs import add_text_flags, argument_text, given_text, model_path, read_stdin, read_text
 from gristmill.cli.parser import UsageError
-from gristmill.cli.turn import Answer, Limits, Speaker, count, statistics
+from gristmill.cli.transcript import report, show_prompt
+from gristmill.cli.turn import Answer, Limits, Speaker
 from gristmill.errors import ArgumentError, GristmillWarning
 
 if TYPE_CHECKING:
@@ -238,34 +239,12 @@ def _complete(args: argparse.Namespace, speaker: Speaker, prompt: str) -> int:
     return _finish(args, speaker, speaker.answer(ids, writer, split_reasoning=False))
 
 
-def show_prompt(args: argparse.Namespace, speaker: Speaker, text: str, ids: list[int]) -> None:
-    """What --verbose-prompt and --display-prompt ask for."""
-    if args.verbose_prompt:
-        for token in ids:
-            output.note(f"{token:>8}  {speaker.model.tokenizer.token_text(token)!r}")
-    if args.display_prompt:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-
 def _finish(args: argparse.Namespace, speaker: Speaker, answer: Answer) -> int:
     """The lines after the answer, and the exit status."""
     report(args, speaker, answer)
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt
     return 0
-
-
-def report(args: argparse.Namespace, speaker: Speaker, answer: Answer) -> None:
-    """Statistics, and the reason of an end that is not the model's own."""
-    if args.quiet:
-        return
-    if answer.finish_reason == "context_full":
-        output.note(f"[the context of {speaker.session.n_ctx} tokens is full; --ctx-size gives more]")
-    elif answer.finish_reason == "length":
-        output.note(f"[stopped after {count(args.n_predict)}, as --predict says]")
-    if args.show_timings:
-        output.note(f"[{statistics(answer.stats)}]")
 
 
 # What the flags ask for -------------------------------------------------------------------------------------

@@ -69,21 +69,3 @@ class Speaker:
         finally:
             writer.end()
         return Answer("".join(content), generation.finish_reason or "interrupted", generation.stats)
-
-
-def statistics(stats: GenerationStats) -> str:
-    """One line: tokens, tokens per second of prefill and decode, time to the first token."""
-    reused = f" ({stats.n_reused} reused)" if stats.n_reused else ""
-    parts = [f"prompt {count(stats.n_prompt)}{reused}", f"answer {count(stats.n_generated)}"]
-    if stats.prompt_seconds:
-        parts[0] += f", {stats.prompt_tokens_per_second:.1f} tok/s"
-    if stats.decode_seconds:
-        parts[1] += f", {stats.decode_tokens_per_second:.1f} tok/s"
-    if stats.first_token_seconds:
-        parts.append(f"first token after {stats.first_token_seconds:.2f} s")
-    return " · ".join(parts)
-
-
-def count(n: int) -> str:
-    """``n`` with its noun."""
-    return f"{n} token" if n == 1 else f"{n} tokens"
