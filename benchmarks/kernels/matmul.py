@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from common import Yardstick, common_parser, numbers, report, words
 from gristmill import _core
+from gristmill.bench_kernels import peak_of
 from gristmill.errors import Error
 from gristmill.quants import Format, format_named, formats
 from oracle.blocks import random_blocks
@@ -82,8 +83,7 @@ def measure(format: Format, isa: str, threads: int, tokens: int, args: argparse.
 
 def against(row: Row, yardstick: Yardstick) -> Row:
     limits = yardstick[row.isa, row.threads]
-    quantized = format_named(row.format).kind == "affine"
-    peak = limits.int8_gop_s if quantized else limits.float_gop_s
+    peak = peak_of(row.format, row.kernel, limits)
     return replace(
         row, share_of_bandwidth=row.gb_per_s / limits.read_gb_s, share_of_peak=row.gop_per_s / peak
     )

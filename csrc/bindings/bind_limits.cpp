@@ -69,8 +69,8 @@ void bind_limits(nb::module_& m) {
         "Gigabytes (1e9) a second that threads together read from memory; the best of several passes.");
   m.def("measure_peak_ops", &measure_peak_ops, "n_threads"_a, "kind"_a, "seconds"_a = 0.2, "isa"_a = "",
         nb::call_guard<nb::gil_scoped_release>(),
-        "1e9 operations a second (a multiply-add is two), kind int8, float32 or bfloat16; 0 where there is no such "
-        "instruction.");
+        "1e9 operations a second (a multiply-add is two), kind int8, float32, bfloat16 or int16; 0 where there is no "
+        "such instruction.");
   m.def(
       "measure_gpu_limits",
       [](int index, double seconds) {

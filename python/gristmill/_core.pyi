@@ -59,7 +59,7 @@ def measure_read_bandwidth(n_threads: int, bytes: int, seconds: float = 0.5, isa
 
 def measure_peak_ops(n_threads: int, kind: str, seconds: float = 0.2, isa: str = '') -> float:
     """
-    1e9 operations a second (a multiply-add is two), kind int8, float32 or bfloat16; 0 where there is no such instruction.
+    1e9 operations a second (a multiply-add is two), kind int8, float32, bfloat16 or int16; 0 where there is no such instruction.
     """
 
 def measure_gpu_limits(index: int, seconds: float = 0.4) -> tuple[float, float, float]:

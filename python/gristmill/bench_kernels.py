@@ -33,6 +33,15 @@ Progress = Callable[[str, int, int], None]
 """Called with what runs now, the measurements that are done, and all there are."""
 
 
+def peak_of(name: str, kernel: str, limits: Limits) -> float:
+    """1e9 operations a second of what a format's products are made of in "prefill" or "decode"."""
+    format = format_named(name)
+    if format.kind == "affine":
+        return limits.int8_gop_s
+    integers = kernel == "prefill" and limits.int16_gop_s
+    return limits.float_gop_s_with(_core.prefill_bits(limits.isa, format.type_id) if integers else 32)
+
+
 @dataclass(frozen=True)
 class KernelResult:
     """One kernel on one format; ``seconds`` is the median call.
@@ -59,8 +68,7 @@ class KernelResult:
     @property
     def share_of_peak(self) -> float:
         """``gop_per_s`` over what the threads can multiply with the instruction that serves the format."""
-        affine = format_named(self.format).kind == "affine"
-        return self.gop_per_s / (self.limits.int8_gop_s if affine else self.limits.float_gop_s)
+        return self.gop_per_s / peak_of(self.format, self.kernel, self.limits)
 
     @property
     def bound(self) -> str:

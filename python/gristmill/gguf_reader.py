@@ -193,7 +193,6 @@ class HeaderReader:
                 pos += 8 + _U64.unpack_from(self.data, pos)[0]
                 count -= 1
             self.require(pos + 8 * count)
-        self.require(pos)
         self.pos = pos
 
 

@@ -48,8 +48,12 @@ class Limits:
 
     @property
     def float_gop_s(self) -> float:
-        """What products of float weights can reach: the fastest kind."""
-        return self.tensor_gop_s or max(self.float32_gop_s, self.bfloat16_gop_s, self.int16_gop_s)
+        """What products of float weights can reach as floats: the faster of the two kinds."""
+        return self.tensor_gop_s or max(self.float32_gop_s, self.bfloat16_gop_s)
+
+    def float_gop_s_with(self, bits: int) -> float:
+        """What products of float weights can reach with activations of so many bits: 14 are integers."""
+        return self.tensor_gop_s or (self.int16_gop_s if bits == 14 else 0) or self.float_gop_s
 
     def best(self, other: Limits) -> Limits:
         """The larger of each, for what was seen once is possible; both of one ``isa`` and ``n_threads``."""

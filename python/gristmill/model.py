@@ -60,9 +60,10 @@ def load(
         overrides: Metadata values to use instead of the file's, by full key. A key that nothing reads warns.
         cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
         cache_type_v: The same for values.
-        precise: Multiply quantized weights with activations of 15 bits in prefill too, as decoding always
-            does. By default prefill takes 8 bits and a few of a token's values exactly, which is faster. On a
-            GPU it takes halves (11 bits) either way, and warns.
+        precise: Multiply quantized weights with activations of 15 bits in prefill too, and F16 and BF16 ones
+            in float32, as decoding always does. By default prefill takes 8 bits and a few of a token's values
+            exactly, or 14 bits for F16 and BF16, where that is faster. On a GPU it takes halves (11 bits)
+            either way, and warns.
         main_gpu: The GPU, by the driver's number, to use where one is enough; the first by default.
         tensor_split: Shares of the layers for each GPU in order; by default one GPU where that is enough,
             else all of them by their free memory.

@@ -7,7 +7,9 @@ namespace {
 
 template <class... Format>
 constexpr FallbackKernels make(std::tuple<Format...>*) {
-  return {{{cpu::prefill_affine<Format, 1>...}, {cpu::prefill_affine<Format, 2>...}, {cpu::decode_affine<Format>...}}};
+  return {{{cpu::prefill<cpu::AffineOperands<Format, 1>>...},
+           {cpu::prefill<cpu::AffineOperands<Format, 2>>...},
+           {cpu::decode_affine<Format>...}}};
 }
 constexpr FallbackKernels kKernels = make(static_cast<UnknownFormats*>(nullptr));
 

@@ -108,7 +108,8 @@ void check_all_shapes(const Case& c) {
   check_case(c, Pass::kDecode, kManyRows, std::max(c.format->block_size, 64), 1, Guarded<std::byte>::kEnd);
   check_case(c, Pass::kDecode, kManyRows, std::max(c.format->block_size, 64), 5, Guarded<std::byte>::kEnd);
   for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
-    check_case(c, pass, kManyRows, std::max(c.format->block_size, 64), 9, Guarded<std::byte>::kEnd);
+    for (const int64_t n_cols : {std::max(c.format->block_size, 64), c.format->block_size == 256 ? 512 : 288})
+      check_case(c, pass, kManyRows, n_cols, 9, Guarded<std::byte>::kEnd);
 
   const int block = c.format->block_size;
   for (const int64_t n_cols : {block, 3 * block, block == 256 ? 1280 : 288, block == 1 ? 37 : 2 * block})

@@ -111,15 +111,50 @@ def test_an_activation_that_is_not_finite_is_seen(
 
 
 @each_isa
+@pytest.mark.parametrize("case", [("Q4_1", "decode"), ("F16", "prefill"), ("BF16", "prefill")], ids="-".join)
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-31, 1e-25, 1e25, 1e33])
-def test_activations_of_any_magnitude(isa: str, scale: float) -> None:
-    fmt = quants.format_named("Q4_1")
+def test_activations_of_any_magnitude(isa: str, case: tuple[str, str], scale: float) -> None:
+    fmt, mode = quants.format_named(case[0]), case[1]
     packed, weights = packed_rows(fmt, K, "gaussian")
     x = (np.random.default_rng(2).standard_normal((2, K)) * scale).astype(np.float32)
     exact = x.astype(np.float64) @ weights.astype(np.float64).T
     # Groups below 2^-100 count as zero.
     allowed = np.abs(x).astype(np.float64) @ np.abs(weights).T * (1 if scale < 1e-30 else 1e-3)
-    assert (np.abs(multiply(packed, fmt, x, isa, "decode") - exact) <= allowed).all()
+    assert (np.abs(multiply(packed, fmt, x, isa, mode) - exact) <= allowed).all()
+
+
+@each_isa
+@pytest.mark.parametrize(
+    "case", [("F16", 1e-6), ("F16", 2e3), ("BF16", 1e-35), ("BF16", 1e-28), ("BF16", 1e32)]
+)
+def test_weights_of_any_magnitude(isa: str, case: tuple[str, float]) -> None:
+    """Subnormal halves, and groups below 2^-100, which prefill may take as zero."""
+    name, scale = case
+    fmt = quants.format_named(name)
+    rng = np.random.default_rng(3)
+    packed = quants.quantize((rng.standard_normal((17, K)) * scale).astype(np.float32), name)
+    weights = quants.dequantize(packed, name, (17, K))
+    x = rng.standard_normal((9, K)).astype(np.float32)
+    exact = x.astype(np.float64) @ weights.astype(np.float64).T
+    allowed = np.abs(x).astype(np.float64) @ np.abs(weights).T * (1 if scale < 1e-30 else 1e-3)
+    assert (np.abs(multiply(packed, fmt, x, isa, "prefill") - exact) <= allowed).all()
+
+
+@each_isa
+@pytest.mark.parametrize("case", [("F16", 0x7C00), ("F16", 0xFC01), ("BF16", 0x7F80), ("BF16", 0x7FC1)])
+def test_weights_that_are_not_finite(isa: str, case: tuple[str, int]) -> None:
+    """Infinity or NaN in one row spoils that row of the result and no other."""
+    fmt = quants.format_named(case[0])
+    packed, _ = packed_rows(fmt, K, "gaussian")
+    x = activations(9, K)
+    exact = multiply(packed[:33], fmt, x, isa, "prefill")
+    for row, column in ((0, 0), (16, 31), (32, K - 1)):
+        spoiled = packed[:33].copy()
+        spoiled.view("<u2")[row, column] = case[1]
+        y = multiply(spoiled, fmt, x, isa, "prefill")
+        whole = x[:, column] != 0  # zero times infinity is NaN as well, but a group of zeros may be left out
+        assert not np.isfinite(y[whole, row]).any()
+        assert same_bits(np.delete(y, row, 1), np.delete(exact, row, 1))
 
 
 def refused(*parts: str) -> pytest.RaisesExc[ArgumentError]:

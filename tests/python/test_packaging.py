@@ -65,6 +65,8 @@ def stub_names(body: list[ast.stmt], prefix: str = "") -> dict[str, list[list[st
         elif isinstance(node, ast.FunctionDef):
             arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             found.setdefault(f"{prefix}{node.name}", []).append(arguments)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and prefix:
+            found[f"{prefix}{node.target.id}"] = [["self"]]  # a property of the class itself
     return found
 
 

@@ -47,7 +47,7 @@ inline void set_half_sums(const TileGroup<kPlanes, T>& x, float (&halves)[2][T])
     }
 }
 
-// The sums of the next tile, two lines in each of eight groups.
+// The sums of the next tile of three panels, twelve lines, two in each of a piece's first groups.
 template <int T>
 inline void ask_for_sums(const PanelSums<T>* next, int group) {
   for (int line = 0; line < 2; ++line)
@@ -86,17 +86,13 @@ inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tile
         for (int t = 0; t < N; ++t)
 #pragma GCC unroll 2
           for (int chain = 0; chain < kChains; ++chain) {
-            [[maybe_unused]] __m512i start;
-            if constexpr (Layout::kZero != 0) start = _mm512_set1_epi32(offsets[t / T][g][h][plane + chain][t % T]);
+            const __m512i start = Layout::kZero != 0 ? _mm512_set1_epi32(offsets[t / T][g][h][plane + chain][t % T])
+                                                     : _mm512_setzero_si512();
 #pragma GCC unroll 3
             for (int p = 0; p < P; ++p) {
               __m512i& sum = acc[chain][p][t];
               if (plane == 0) {
-                if constexpr (Layout::kZero != 0) {
-                  sum = start;
-                } else {
-                  sum = zeros();
-                }
+                sum = start;
               } else {
                 sum = _mm512_slli_epi32(sum, 7);
                 if constexpr (Layout::kZero != 0) sum = _mm512_add_epi32(sum, start);

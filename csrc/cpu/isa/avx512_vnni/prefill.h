@@ -52,7 +52,7 @@ inline void clear(PanelSums<kTileTokens> (&sums)[kPanels]) {
 inline void ask_for_tile(const MatmulTask& task, int64_t tile, int64_t r) {
   for (int t = 0; t < kTileTokens && tile * kTileTokens + t < task.n; ++t)
     for (int p = 0; p < kPanels; ++p)
-      __builtin_prefetch(task.y + (tile * kTileTokens + t) * task.w->n_rows + r + p * kPanelRows, 1);
+      __builtin_prefetch(task.y + (tile * kTileTokens + t) * task.w->n_rows + r + p * kPanelRows);
 }
 
 // y of up to kPanels panels of rows from r on, for the tokens of a tile. Written between products, whose arithmetic

@@ -12,15 +12,8 @@
 namespace gristmill::cpu {
 namespace {
 
-// Left to themselves compilers start many sums with copies of one register, and add into the factor that is needed no
-// longer and copy that back. A copy takes one of the two ports that multiply wherever it is not renamed away. So sums
-// start from memory, whose ports have room, and what is added to stays where it is.
-GRISTMILL_INLINE __m512i zeros() {
-  static constexpr int32_t kZero = 0;
-  __m512i all;
-  asm("vpbroadcastd %1, %0" : "=v"(all) : "m"(kZero));
-  return all;
-}
+// Left to themselves compilers add into the factor that is needed no longer and copy that back. A copy takes one of the
+// two ports that multiply wherever it is not renamed away.
 GRISTMILL_INLINE void multiply_add(__m512& sum, __m512 a, __m512 b) {
   asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }

@@ -1,7 +1,7 @@
 // Half-precision weights (F16, BF16) in prefill: both sides become integers of 14 bits with a scale per 32 k, and
 // vpdpwssd multiplies two of them a lane where a float32 multiply-add has one. What 32 products of 8191 * 8191 add up
-// to still fits 32 bits, so a group is one chain of sums. A weight keeps all bits of F16 while it is within 1/4 of its
-// group's largest, and one of BF16 within 1/32.
+// to still fits 32 bits, so a group is one chain of sums. A weight of F16 is off by at most half a unit in its last
+// place while it is above 1/4 of its group's largest, one of BF16 above 1/32.
 //     w[k / 2][16 rows][2]      scale[group][16 rows]          the operands: tiles of four tokens, q[k / 2][4][2]
 #pragma once
 
@@ -150,10 +150,10 @@ inline void multiply_words(const WordPanel* panels, const WordPiece& piece, int 
 #pragma GCC unroll 5
     for (size_t i = 0; i < sizeof x; i += 64)
       _mm_prefetch(reinterpret_cast<const char*>(&x) + sizeof piece + i, _MM_HINT_T0);
-    ask_for_sums(sums + P, g);
+    if constexpr (P == 3) ask_for_sums(sums + P, g);
     __m512i acc[P][T];
 #pragma GCC unroll 12
-    for (int i = 0; i < P * T; ++i) acc[i / T][i % T] = zeros();
+    for (int i = 0; i < P * T; ++i) acc[i / T][i % T] = _mm512_setzero_si512();
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       __m512i w[P];
