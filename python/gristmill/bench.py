@@ -83,9 +83,8 @@ class BenchResult:
     def share_of_peak(self) -> float:
         """The time that the operations take at peak, each kind at its own, over the time taken."""
         bits = self.prefill_bits if self.test.phase == "prefill" else 32
-        return self._per_second(self.work.int8_ops) / self.limits.quantized_gop_s + self._per_second(
-            self.work.float_ops
-        ) / self.limits.float_gop_s_with(bits)
+        quantized = self._per_second(self.work.int8_ops) / self.limits.quantized_gop_s
+        return quantized + self._per_second(self.work.float_ops) / self.limits.float_gop_s_with(bits)
 
     @property
     def bound(self) -> str:

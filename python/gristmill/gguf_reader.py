@@ -233,6 +233,8 @@ def value_end(data: bytes, pos: int, type_id: int) -> int:
     pos += _ARRAY_HEAD.size
     if VALUE_TYPES[element].size:
         return pos + count * VALUE_TYPES[element].size
+    if element == STRING:
+        return _core.skip_strings(data, pos, count)[0]
     for _ in range(count):
         pos = value_end(data, pos, element)
     return pos

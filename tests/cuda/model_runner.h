@@ -12,9 +12,14 @@
 
 namespace gristmill::cuda::test {
 
+using gristmill::test::make_tiny;
+using gristmill::test::MemoryFile;
+using gristmill::test::TinyModel;
+using gristmill::test::TinyShape;
+
 class Runner {
  public:
-  Runner(const gristmill::test::TinyModel& tiny, const std::string& path, Backend& backend)
+  Runner(const TinyModel& tiny, const std::string& path, Backend& backend)
       : source_({path}, tiny.tensors, tiny.metadata), backend_(backend), model_(models::make_model(source_, backend)) {}
 
   std::unique_ptr<KvCache> make_cache(KvType type_k, KvType type_v) {

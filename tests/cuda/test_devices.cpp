@@ -17,11 +17,6 @@ extern "C" const gristmill::cuda::Entry* gristmill_cuda_entry();
 namespace gristmill::cuda::test {
 namespace {
 
-using gristmill::test::make_tiny;
-using gristmill::test::MemoryFile;
-using gristmill::test::TinyModel;
-using gristmill::test::TinyShape;
-
 constexpr int64_t kMiB = 1 << 20;
 const std::vector<int32_t> kPrompt = {1, 7, 39, 0, 7, 22, 13};
 

@@ -15,11 +15,6 @@
 namespace gristmill::cuda::test {
 namespace {
 
-using gristmill::test::make_tiny;
-using gristmill::test::MemoryFile;
-using gristmill::test::TinyModel;
-using gristmill::test::TinyShape;
-
 // bound: of the largest difference of a logit, in units of the logits' RMS.
 void check_model(const TinyShape& shape, formats::TypeId format, KvType type_k, KvType type_v, bool prefill,
                  double bound) {

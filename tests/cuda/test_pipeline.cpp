@@ -16,11 +16,6 @@
 namespace gristmill::cuda::test {
 namespace {
 
-using gristmill::test::make_tiny;
-using gristmill::test::MemoryFile;
-using gristmill::test::TinyModel;
-using gristmill::test::TinyShape;
-
 std::unique_ptr<Backend> make_cpu() {
   return std::make_unique<cpu::CpuBackend>(cpu::choose_kernels("scalar"), 1, cpu::Pass::kPrecisePrefill);
 }

@@ -1,4 +1,4 @@
-"""What a run says around an answer, on standard error: the prompt's tokens, statistics, why it ended."""
+"""What a run says around an answer: the prompt and its tokens, statistics, why it ended."""
 
 from __future__ import annotations
 

@@ -18,9 +18,11 @@ struct Set {
       Format::kKind == formats::Kind::kAffine || (kHalf<Format> && kPass == Pass::kPrefill);
   template <class Format, Pass kPass>
   static constexpr Activations activations() {
-    if constexpr (kHalf<Format>) return {kWordBits, kTileTokens, word_tile_bytes, quantize_word_tile};
-    if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<1>, quantize_tile<1>};
-    if constexpr (kPass == Pass::kPrecisePrefill) return {15, kTileTokens, tile_bytes<2>, quantize_tile<2>};
+    if constexpr (kHalf<Format>) return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_word_tile};
+    if constexpr (kPass == Pass::kPrefill)
+      return {8, kTileTokens, tile_bytes<TilePiece<1, kTileTokens>>, quantize_tile<1>};
+    if constexpr (kPass == Pass::kPrecisePrefill)
+      return {15, kTileTokens, tile_bytes<TilePiece<2, kTileTokens>>, quantize_tile<2>};
     return {15, kTileTokens, decode_tile_bytes, quantize_decode_tile};
   }
   template <class Format, Pass kPass>

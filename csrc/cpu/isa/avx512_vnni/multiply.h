@@ -12,12 +12,6 @@ namespace {
 template <int T>
 using PanelSums = float[T][kPanelRows];
 
-inline __m512i broadcast4(const int8_t* p) {
-  int32_t four;
-  std::memcpy(&four, p, 4);
-  return _mm512_set1_epi32(four);
-}
-
 // -kZero times the sums of a token's activations, where all integer sums start: broadcasts from memory cost no port
 // that multiplies, and all groups at once leave no wait between them.
 template <class Layout, int kPlanes, int T, int kHalves>

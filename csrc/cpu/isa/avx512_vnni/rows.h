@@ -28,6 +28,11 @@ struct Rows {
 
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m512i load64(const void* p) { return _mm512_loadu_si512(p); }
+inline __m512i broadcast4(const void* p) {
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return _mm512_set1_epi32(four);
+}
 
 // 16 bytes of every row -> four registers of one dword a row. Three of four moves are inserts from memory, which run on
 // two ports; shuffles between lanes would all wait for one.

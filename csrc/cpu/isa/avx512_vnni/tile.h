@@ -197,9 +197,9 @@ inline void quantize_tile_of(const float* x, int64_t n_cols, int64_t n_tokens, i
   }
 }
 
-template <int kPlanes>
+template <class Piece>
 inline int64_t tile_bytes(int64_t n_cols, int64_t n_tokens) {
-  return n_pieces(n_cols) * n_tiles(n_tokens, kTileTokens) * int64_t(sizeof(TilePiece<kPlanes, kTileTokens>));
+  return n_pieces(n_cols) * n_tiles(n_tokens, kTileTokens) * int64_t(sizeof(Piece));
 }
 template <int kPlanes>
 inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {
@@ -208,7 +208,7 @@ inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int6
 
 // In decoding a token alone has tiles of one: its activations are read from one stream.
 inline int64_t decode_tile_bytes(int64_t n_cols, int64_t n_tokens) {
-  if (n_tokens > 1) return tile_bytes<2>(n_cols, n_tokens);
+  if (n_tokens > 1) return tile_bytes<TilePiece<2, kTileTokens>>(n_cols, n_tokens);
   return n_pieces(n_cols) * int64_t(sizeof(TilePiece<2, 1>));
 }
 inline void quantize_decode_tile(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {

@@ -48,10 +48,6 @@ inline void interleave_tokens(const __m512i (&v)[kTileTokens], int16_t (&q)[16][
   }
 }
 
-inline int64_t word_tile_bytes(int64_t n_cols, int64_t n_tokens) {
-  return n_pieces(n_cols) * n_tiles(n_tokens, kTileTokens) * int64_t(sizeof(WordPiece));
-}
-
 // Tile `tile` of x [n_tokens, n_cols]; pieces lie as those of tile.h.
 inline void quantize_word_tile(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {
   auto* pieces = reinterpret_cast<WordPiece*>(out);
@@ -131,12 +127,6 @@ struct WordLayout {
 
 // ---- products ----
 
-inline __m512i broadcast2(const int16_t* p) {
-  int32_t two;
-  std::memcpy(&two, p, 4);
-  return _mm512_set1_epi32(two);
-}
-
 // sums[panel] += panel . tile over n_groups groups of 32 k.
 template <int P>
 inline void multiply_words(const WordPanel* panels, const WordPiece& piece, int n_groups,
@@ -161,7 +151,7 @@ inline void multiply_words(const WordPanel* panels, const WordPiece& piece, int 
       for (int p = 0; p < P; ++p) w[p] = _mm512_load_si512(panels[p].w[16 * g + i]);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        const __m512i two = broadcast2(x.q[i][t]);
+        const __m512i two = broadcast4(x.q[i][t]);
 #pragma GCC unroll 3
         for (int p = 0; p < P; ++p) acc[p][t] = _mm512_dpwssd_epi32(acc[p][t], w[p], two);
       }
