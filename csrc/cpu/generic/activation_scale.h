@@ -11,6 +11,12 @@ struct ActivationScale {
 };
 // What two int8 planes, 128 hi + lo, can hold, and one.
 constexpr float kActivationMax = 16256.0f, kActivationMax8 = 127.0f;
+// Half-precision weights and their activations as integers of 14 bits: what 32 products add up to still fits 32 bits.
+// A weight of F16 is off by at most half a unit in its last place while it is above 1/4 of its group's largest, one of
+// BF16 above 1/32.
+constexpr int kWordBits = 14;
+constexpr float kWordMax = 8191.0f;
+static_assert(32.0 * kWordMax * kWordMax < 2147483648.0);
 // Groups whose largest magnitude is below this are taken as zero: their inverse would overflow.
 constexpr float kActivationSmallest = 0x1p-100f;
 

@@ -3,6 +3,7 @@
 #include "cpu/isa/avx2/decode.h"
 #include "cpu/isa/avx2/prefill.h"
 #include "cpu/isa/avx2/vec.h"
+#include "cpu/isa/avx2/words.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -11,10 +12,14 @@ struct Set {
   using Vec = Avx2Vec;
   static constexpr const char* kName = "avx2";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows), kActivationGroup = 32;
-  template <class Format, Pass>
-  static constexpr bool kIntegers = Format::kKind == formats::Kind::kAffine;
-  template <class, Pass kPass>
+  template <class Format>
+  static constexpr bool kHalf = Format::kKind == formats::Kind::kFloat && sizeof(typename Format::Block) == 2;
+  template <class Format, Pass kPass>
+  static constexpr bool kIntegers =
+      Format::kKind == formats::Kind::kAffine || (kHalf<Format> && kPass == Pass::kPrefill);
+  template <class Format, Pass kPass>
   static constexpr Activations activations() {
+    if constexpr (kHalf<Format>) return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_half_tile};
     if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<BytePiece>, quantize_tile<BytePiece>};
     if constexpr (kPass == Pass::kPrecisePrefill)
       return {15, kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece>};
@@ -22,7 +27,9 @@ struct Set {
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
-    if constexpr (kPass == Pass::kDecode) {
+    if constexpr (kHalf<Format>) {
+      prefill_halves<Format>(task);
+    } else if constexpr (kPass == Pass::kDecode) {
       decode_affine<Format>(task);
     } else {
       prefill_affine<Format, kPass>(task);

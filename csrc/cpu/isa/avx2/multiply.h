@@ -38,9 +38,9 @@ struct Products<Layout, ByteGroup> {
   }
 };
 
-template <class Layout>
-struct Products<Layout, WordGroup> {
-  using Panel = WordPanel<Layout>;
+template <class AnyPanel>
+struct WordProducts {
+  using Panel = AnyPanel;
   using Piece = WordPiece;
   static constexpr int kSteps = 16;
   static __m256i first(const Panel&, int, __m256i x, __m256i q) { return in_order(_mm256_madd_epi16(x, q)); }
@@ -49,6 +49,9 @@ struct Products<Layout, WordGroup> {
   }
   static __m256i finish(const Panel&, int, __m256i sum) { return sum; }
 };
+
+template <class Layout>
+struct Products<Layout, WordGroup> : WordProducts<WordPanel<Layout>> {};
 
 // minimum * sum of activations, and where a superblock has one scale, scale * what its groups gave.
 template <class Layout, class Panel, class Group, int P>

@@ -1,9 +1,9 @@
 // Weights ready to multiply: 256 k of 8 rows, so that the 8 lanes of a register are 8 rows and nothing has to be added
 // across lanes. Rows are turned while they are packed still (rows.h): a nibble moves half as often as a byte.
 //
-//   bytes     q[k / 4][8 rows][4 k]                  for vpmaddubsw, whose second factor is signed and may lie in
-//   memory words     q[k / 2][8 rows][2 k]                  for vpmaddwd beside    scale[group][8 rows],
-//   minimum[group][8 rows]
+//   bytes     q[k / 4][8 rows][4 k]       for vpmaddubsw, whose second factor is signed and may lie in memory
+//   words     q[k / 2][8 rows][2 k]       for vpmaddwd
+//   beside    scale[group][8 rows], minimum[group][8 rows]
 #pragma once
 
 #include "cpu/isa/avx2/rows.h"

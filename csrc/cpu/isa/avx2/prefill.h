@@ -41,7 +41,7 @@ class PrefillBlock {
   void add_piece(int64_t k0, const Piece* x) {
     const Weight& w = *task_.w;
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
-    const int n_groups = int(n_k / 32);
+    const int n_groups = int((n_k + 31) / 32);
     for (int64_t trio = 0; trio < trios_; ++trio) {
       const int64_t r = r0_ + trio * kTrioRows;
       const int n_panels = int(std::min<int64_t>(kPanels, (r1_ - r + kPanelRows - 1) / kPanelRows));

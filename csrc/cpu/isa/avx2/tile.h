@@ -145,10 +145,9 @@ inline void quantize_group(const float* x, const RowOutliers& row, int64_t k, in
   spread(_mm256_xor_si256(packed, bytes(0x80)), group.q, t);
 }
 
-// 32 values in words.
-inline void quantize_group(const float* x, int64_t k, int t, WordPiece& piece) {
-  const Values32 values(x + k);
-  const ActivationScale s = activation_scale(peak_of(values));
+// 32 values in words up to max.
+inline void quantize_group(const Values32& values, float max, int64_t k, int t, WordPiece& piece) {
+  const ActivationScale s = activation_scale(peak_of(values), max);
   WordGroup& group = piece.group[k % kPieceK / 32];
   int sums[2];
   for (int half = 0; half < 2; ++half) {
@@ -184,7 +183,7 @@ inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int6
       if constexpr (kBytes) {
         quantize_group(x, outliers, k, t, pieces[k / kPieceK * tiles]);
       } else {
-        quantize_group(x, k, t, pieces[k / kPieceK * tiles]);
+        quantize_group(Values32(x + k), kActivationMax, k, t, pieces[k / kPieceK * tiles]);
       }
     }
   }

@@ -1,7 +1,5 @@
 // Half-precision weights (F16, BF16) in prefill: both sides become integers of 14 bits with a scale per 32 k, and
-// vpdpwssd multiplies two of them a lane where a float32 multiply-add has one. What 32 products of 8191 * 8191 add up
-// to still fits 32 bits, so a group is one chain of sums. A weight of F16 is off by at most half a unit in its last
-// place while it is above 1/4 of its group's largest, one of BF16 above 1/32.
+// vpdpwssd multiplies two of them a lane where a float32 multiply-add has one. A group is one chain of sums.
 //     w[k / 2][16 rows][2]      scale[group][16 rows]          the operands: tiles of four tokens, q[k / 2][4][2]
 #pragma once
 
@@ -10,10 +8,6 @@
 
 namespace gristmill::cpu {
 namespace {
-
-constexpr int kWordBits = 14;
-constexpr float kWordMax = 8191.0f;
-static_assert(32.0 * kWordMax * kWordMax < 2147483648.0);
 
 struct WordPanel {
   alignas(64) int16_t w[kPieceK / 2][kPanelRows][2];
