@@ -40,8 +40,9 @@ void CpuBackend::run_piece(const Piece& p, int layer, const float* q, int n_head
     partial = own.data();
   }
   float *max = partial, *sum = partial + n, *acc = partial + 2 * n;
-  kernels_.attention({s.type_k, s.type_v, p.cache->k(layer, p.head), p.cache->v(layer, p.head), s.head_dim_k,
-                      s.head_dim_v, n, queries.data(), visible.data(), p.begin, p.end, scale, max, sum, acc});
+  kernels_.attention({s.type_k, s.type_v, p.cache->k(layer, p.head), p.cache->v(layer, p.head), p.cache->chunk_bytes(),
+                      s.head_dim_k, s.head_dim_v, n, queries.data(), visible.data(), p.begin, p.end, scale, max, sum,
+                      acc});
   if (p.partial) return;
   for (int j = 0; j < n; ++j) {
     const int64_t row = p.first_row + j / group, head = p.head * group + j % group;
@@ -63,10 +64,10 @@ void CpuBackend::attention(const Batch& batch, int layer, const float* q, int n_
       for (int t = 0; t < span.n_rows; t += tokens) {
         const int rows = std::min(tokens, span.n_rows - t);
         const int64_t first = cache->n_past() + t, end = first + rows;
-        const bool split = batch.is_decode() && end > kAttentionChunk;
-        for (int64_t begin = 0; begin < end; begin += split ? kAttentionChunk : end) {
+        const bool split = batch.is_decode() && end > kChunk;
+        for (int64_t begin = 0; begin < end; begin += split ? kChunk : end) {
           pieces.push_back({cache, head, span.first_row + t, rows, first, begin,
-                            split ? std::min(end, begin + kAttentionChunk) : end, nullptr});
+                            split ? std::min(end, begin + kChunk) : end, nullptr});
           if (split) ++n_partials;
         }
       }

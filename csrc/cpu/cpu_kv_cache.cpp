@@ -16,11 +16,6 @@
 namespace gristmill::cpu {
 namespace {
 
-int64_t whole_pages(int64_t bytes) {
-  static const int64_t page = sysconf(_SC_PAGESIZE);
-  return (bytes + page - 1) / page * page;
-}
-
 constexpr uint16_t kHalfNan = 0x7e00;
 
 // What float16 cannot hold becomes NaN, not infinity: an infinite key may lead to a score of minus infinity, which
@@ -91,11 +86,11 @@ CpuKvCache::CpuKvCache(const KvShape& shape) : KvCache(shape) {
       (shape.type_v == KvType::Q8_0 && shape.head_dim_v % 32 != 0))
     throw ArgumentError("[kv cache] q8_0, expected heads of a multiple of 32, got " + std::to_string(shape.head_dim_k) +
                         " and " + std::to_string(shape.head_dim_v));
-  const int64_t blocks = (shape.n_ctx + kTile - 1) / kTile * (kTile / kPositions);
-  k_bytes_ = whole_pages(blocks * k_block_bytes(shape.type_k, shape.head_dim_k));
-  v_bytes_ = whole_pages(shape.n_ctx * v_row_bytes(shape.type_v, shape.head_dim_v));
-  total_bytes_ =
-      int64_t(checked_mul(uint64_t(k_bytes_ + v_bytes_), uint64_t(shape.n_layer) * uint64_t(shape.n_head_kv)));
+  const int64_t tiles = (std::min(shape.n_ctx, kChunk) + kTile - 1) / kTile,
+                chunks = (shape.n_ctx + kChunk - 1) / kChunk;
+  k_bytes_ = tiles * (kTile / kPositions) * k_block_bytes(shape.type_k, shape.head_dim_k);
+  v_bytes_ = tiles * kTile * v_row_bytes(shape.type_v, shape.head_dim_v);
+  total_bytes_ = int64_t(checked_mul(uint64_t(chunk_bytes()), uint64_t(chunks)));
   void* memory =
       mmap(nullptr, size_t(total_bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED)
@@ -103,8 +98,9 @@ CpuKvCache::CpuKvCache(const KvShape& shape) : KvCache(shape) {
                       std::to_string(shape.n_ctx) + " were refused (" + std::strerror(errno) +
                       "); a smaller n_ctx needs less");
   memory_ = static_cast<std::byte*>(memory);
-  // Every layer and head has a region of its own: huge pages would take 2 MiB of each with the first token.
+  // In the first chunk a short sequence pays for what it uses; behind it a chunk may come as a whole.
   madvise(memory, size_t(total_bytes_), MADV_NOHUGEPAGE);
+  if (chunks > 1) advise(chunk_bytes(), total_bytes_, MADV_HUGEPAGE);
 }
 
 CpuKvCache::~CpuKvCache() { munmap(memory_, size_t(total_bytes_)); }
@@ -114,22 +110,21 @@ void CpuKvCache::truncate(int64_t n) {
   KvCache::truncate(n);
   // Give pages back when much is dropped; short steps back (a changed last token) keep theirs.
   if (before - n < 1024) return;
-  const KvShape& s = shape();
-  const int64_t k_used = whole_pages((n + kPositions - 1) / kPositions * k_block_bytes(s.type_k, s.head_dim_k));
-  const int64_t v_used = whole_pages(n * v_row_bytes(s.type_v, s.head_dim_v));
-  for (int layer = 0; layer < s.n_layer; ++layer) {
-    for (int head = 0; head < s.n_head_kv; ++head) {
-      if (k_used < k_bytes_) madvise(k(layer, head) + k_used, size_t(k_bytes_ - k_used), MADV_DONTNEED);
-      if (v_used < v_bytes_) madvise(v(layer, head) + v_used, size_t(v_bytes_ - v_used), MADV_DONTNEED);
-    }
-  }
+  advise((n + kChunk - 1) / kChunk * chunk_bytes(), total_bytes_, MADV_DONTNEED);
+}
+
+void CpuKvCache::advise(int64_t begin, int64_t end, int advice) const {
+  static const int64_t page = sysconf(_SC_PAGESIZE);
+  begin = (begin + page - 1) / page * page;
+  if (begin < end) madvise(memory_ + begin, size_t(end - begin), advice);
 }
 
 void CpuKvCache::store(int layer, int head, int64_t position, const float* key, const float* value) const {
   const KvShape& s = shape();
-  std::byte* block = k(layer, head) + position / kPositions * k_block_bytes(s.type_k, s.head_dim_k);
-  store_key(s.type_k, s.head_dim_k, key, int(position % kPositions), block);
-  store_value(s.type_v, s.head_dim_v, value, v(layer, head) + position * v_row_bytes(s.type_v, s.head_dim_v));
+  const int64_t chunk = position / kChunk * chunk_bytes(), at = position % kChunk;
+  std::byte* block = k(layer, head) + chunk + at / kPositions * k_block_bytes(s.type_k, s.head_dim_k);
+  store_key(s.type_k, s.head_dim_k, key, int(at % kPositions), block);
+  store_value(s.type_v, s.head_dim_v, value, v(layer, head) + chunk + at * v_row_bytes(s.type_v, s.head_dim_v));
 }
 
 }  // namespace gristmill::cpu

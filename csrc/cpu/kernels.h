@@ -14,9 +14,6 @@ namespace gristmill::cpu {
 constexpr int kFormats = int(std::tuple_size_v<formats::All>);
 // Rows of activations that one pass over the weights serves when decoding.
 constexpr int kDecodeRows = 8;
-// Positions of one piece of attention; pieces are the same whatever the number of threads, so sums are too.
-constexpr int64_t kAttentionChunk = 512;
-
 // What a product is for. Decoding multiplies quantized weights with activations of 15 bits, for it waits for memory;
 // prefill with 8 and the outliers apart, or where it has to be precise with 15. Weights that are floats are multiplied
 // in float32; in prefill that need not be precise an instruction set may take 14 bits of both.
@@ -39,8 +36,9 @@ using MatmulFunction = void (*)(const MatmulTask&);
 // scores of 16 positions come from broadcasting q; V is a row a position. See kv_layout.h.
 struct AttentionTask {
   KvType type_k, type_v;
-  const std::byte* k;
+  const std::byte* k;  // of the first chunk
   const std::byte* v;
+  int64_t chunk_bytes;  // from a chunk to the next
   int head_dim_k, head_dim_v;
   int n_queries;             // rows of q: the query heads of this KV head, for one or several tokens
   const float* const* q;     // [n_queries] -> [head_dim_k]

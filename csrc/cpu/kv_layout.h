@@ -1,7 +1,9 @@
-// How the CPU's KV cache lies in memory, for one layer and KV head.
+// How the CPU's KV cache lies in memory: [chunk of 512 positions][layer][KV head], and in each of those
 //   K: blocks of 16 positions     F32, F16: [head_dim][16]
 //                                 Q8_0: for each 32 dimensions 16 scales f16, then [32][16] int8
 //   V: one row a position         F32, F16: [head_dim]      Q8_0: Q8_0 blocks along the row
+// Chunks come first so that what a sequence uses lies together: in large pages, which a region for each layer and head
+// would fill to a part only.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +17,9 @@ constexpr int kPositions = 16;
 // Positions that attention scores together. Kernels read whole tiles, so a cache holds whole tiles of K.
 constexpr int kTile = 64;
 static_assert(kTile % kPositions == 0);
+// Positions of a chunk; a context that is shorter has one, of whole tiles.
+constexpr int64_t kChunk = 512;
+static_assert(kChunk % kTile == 0);
 
 inline int64_t bytes_of(KvType type, int64_t n) {
   switch (type) {

@@ -366,7 +366,6 @@ void odd_contexts() {
   }
 }
 
-// The file loses its end between two passes: an error, and other models of the process go on.
 // Residual streams fill what is given to the float and change nothing else.
 void residual_streams() {
   const TinyModel model = make_tiny({}, TypeId::Q4_K);

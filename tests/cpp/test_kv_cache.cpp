@@ -98,6 +98,47 @@ void full_contexts() {
     });
 }
 
+// One position of several chunks has a key that the last query asks for: what comes back is that position's value, also
+// where a chunk was given back to the system and filled again.
+void chunks() {
+  constexpr int n = 2 * int(kChunk) + 76, kDim = 64;
+  for (const std::string& isa : supported_isas()) {
+    for (const KvType type : kTypes) {
+      CpuBackend backend(choose_kernels(isa), 1);
+      const auto made = backend.make_cache({kLayers, kHeadsKv, kDim, kDim, n, type, type});
+      auto& cache = static_cast<CpuKvCache&>(*made);
+      for (const int wanted : {0, 511, 512, 513, 1023, 1024, n - 1}) {
+        std::vector<float> k(size_t(n) * kHeadsKv * kDim), v(k.size()), out;
+        for (size_t i = 0; i < v.size(); ++i)
+          v[i] = float(1 + int(i / (kHeadsKv * kDim)) % 61 + int(i / kDim) % kHeadsKv);
+        for (int i = 0; i < kHeadsKv * kDim; ++i) k[size_t(wanted) * kHeadsKv * kDim + size_t(i)] = 1.0f;
+        Batch batch;
+        batch.spans = {{&cache, 0, n}};
+        batch.tokens.resize(n);
+        cache.truncate(0);
+        backend.store_kv(batch, 1, k.data(), v.data());
+        cache.advance(n);
+        for (const int rows : {1, 3}) {
+          const std::vector<float> q(size_t(rows) * kHeads * kDim, 1.0f);
+          out.assign(q.size(), NAN);
+          KvCache& past = cache;
+          past.advance(-rows);
+          batch.spans = {{&cache, 0, rows}};
+          batch.tokens.resize(size_t(rows));
+          backend.attention(batch, 1, q.data(), kHeads, 1.0f, out.data());
+          past.advance(rows);
+          for (int head = 0; head < kHeads; ++head) {
+            const float got = out[size_t((rows - 1) * kHeads + head) * kDim + 5];
+            const float value = float(1 + wanted % 61 + head / (kHeads / kHeadsKv));
+            CHECK(std::fabs(got - value) <= 0.005f * value, "%s: type %d, position %d, %d rows, head %d: %g, not %g",
+                  isa.c_str(), int(type), wanted, rows, head, double(got), double(value));
+          }
+        }
+      }
+    }
+  }
+}
+
 // What a type cannot hold must reach attention's output as NaN. A key far below the others is the hard case: as minus
 // infinity, or cut to the largest there is, it would only get no weight.
 void overflow_is_visible() {
@@ -141,6 +182,7 @@ void overflow_is_visible() {
 int main() {
   gristmill::cpu::regions();
   gristmill::cpu::full_contexts();
+  gristmill::cpu::chunks();
   gristmill::cpu::overflow_is_visible();
   return gristmill::test::failures("test_kv_cache");
 }

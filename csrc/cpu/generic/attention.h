@@ -172,15 +172,18 @@ inline void update_softmax(float* scores, int n_visible, float scale, float& max
   sum += V::sum(total);
 }
 
-// A tile of K and of V, for all queries. `more`: another lies behind it, and is asked of memory.
+struct KvTile {
+  const std::byte *k, *v;
+};
+
+// A tile of K and of V, for all queries. The next tile, if there is one, is asked of memory.
 template <class V, KvType type_k, KvType type_v>
-inline void attend_tile(const AttentionTask& t, int64_t p, const std::byte* k, const std::byte* v, bool more,
-                        float* scores) {
+inline void attend_tile(const AttentionTask& t, int64_t p, const KvTile& tile, const KvTile* next, float* scores) {
   const int64_t k_bytes = k_block_bytes(type_k, t.head_dim_k), v_bytes = v_row_bytes(type_v, t.head_dim_v);
   for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-    const int64_t ahead = more && j == 0 ? kTile / kPositions * k_bytes : 0;
+    const int64_t ahead = next && j == 0 ? next->k - tile.k : 0;
     for (int b = 0; b < kTile / kPositions; b += V::kScoreBlocks)
-      score_blocks<V, type_k, Q, V::kScoreBlocks>(k + b * k_bytes, k_bytes, ahead, t.head_dim_k, t.q + j,
+      score_blocks<V, type_k, Q, V::kScoreBlocks>(tile.k + b * k_bytes, k_bytes, ahead, t.head_dim_k, t.q + j,
                                                   scores + int64_t(j) * kTile + b * kPositions);
   });
   const int n = int(std::min<int64_t>(kTile, t.end - p));
@@ -188,8 +191,8 @@ inline void attend_tile(const AttentionTask& t, int64_t p, const std::byte* k, c
     update_softmax<V>(scores + int64_t(j) * kTile, int(std::min<int64_t>(n, t.n_visible[j] - p)), t.scale, t.max[j],
                       t.sum[j], t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
   for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-    const int64_t ahead = more && j == 0 ? kTile * v_bytes : 0;
-    add_values<V, type_v, Q>(v, v_bytes, ahead, n, t.head_dim_v, scores + int64_t(j) * kTile,
+    const int64_t ahead = next && j == 0 ? next->v - tile.v : 0;
+    add_values<V, type_v, Q>(tile.v, v_bytes, ahead, n, t.head_dim_v, scores + int64_t(j) * kTile,
                              t.acc + int64_t(j) * t.head_dim_v);
   });
 }
@@ -239,18 +242,24 @@ void attend(const AttentionTask& t) {
     t.sum[j] = 0.0f;
   }
   std::fill(t.acc, t.acc + int64_t(t.n_queries) * t.head_dim_v, 0.0f);
-  for (int64_t p = t.begin; p < t.end; p += kTile) {
-    const std::byte *k = t.k + p / kPositions * k_bytes, *v = t.v + p * v_bytes;
+  const auto tile_at = [&](int64_t p) {
+    const int64_t chunk = p / kChunk * t.chunk_bytes, at = p % kChunk;
+    return KvTile{t.k + chunk + at / kPositions * k_bytes, t.v + chunk + at * v_bytes};
+  };
+  KvTile tile = tile_at(t.begin), next;
+  for (int64_t p = t.begin; p < t.end; p += kTile, tile = next) {
+    const bool more = p + kTile < t.end;
+    if (more) next = tile_at(p + kTile);
     if (!convert) {
-      attend_tile<V, type_k, type_v>(t, p, k, v, p + kTile < t.end, scores);
+      attend_tile<V, type_k, type_v>(t, p, tile, more ? &next : nullptr, scores);
       continue;
     }
     for (int b = 0; b < kTile / kPositions; ++b)
-      k_to_float<V, type_k>(k + b * k_bytes, t.head_dim_k, k_tile + b * kPositions * t.head_dim_k);
+      k_to_float<V, type_k>(tile.k + b * k_bytes, t.head_dim_k, k_tile + b * kPositions * t.head_dim_k);
     for (int i = 0; i < std::min<int64_t>(kTile, t.end - p); ++i)
-      v_to_float<V, type_v>(v + i * v_bytes, t.head_dim_v, v_tile + i * t.head_dim_v);
-    attend_tile<V, KvType::F32, KvType::F32>(t, p, reinterpret_cast<const std::byte*>(k_tile),
-                                             reinterpret_cast<const std::byte*>(v_tile), false, scores);
+      v_to_float<V, type_v>(tile.v + i * v_bytes, t.head_dim_v, v_tile + i * t.head_dim_v);
+    const KvTile floats = {reinterpret_cast<const std::byte*>(k_tile), reinterpret_cast<const std::byte*>(v_tile)};
+    attend_tile<V, KvType::F32, KvType::F32>(t, p, floats, nullptr, scores);
   }
 }
 
