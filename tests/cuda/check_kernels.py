@@ -15,37 +15,71 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "86", "89", "90a")
-_ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+_ARCH_TEST = re.compile(r"__CUDA_ARCH__\s*\S+\s*(\d+)")
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 _SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 
 
-def compile_file(source: Path, arch: str) -> list[tuple[str, int, int, int]]:
-    """(mangled name, registers, bytes of stack, bytes spilled) of each kernel of a file."""
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    """Mangled."""
+    arch: str
+    registers: int
+    stack: int
+    """Bytes."""
+    spilled: int
+    """Bytes, stored and loaded."""
+
+
+def compile_together(architectures: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(virtual architecture, what to assemble from its PTX).
+
+    Half of the time is spent on making PTX, and that of all 8.x is the same: no source tells them apart.
+    """
+    for source in sorted((ROOT / "csrc" / "cuda").rglob("*")):
+        if source.suffix not in (".cu", ".h"):
+            continue
+        if other := set(_ARCH_TEST.findall(source.read_text())) - {"900"}:
+            held_to = ", ".join(sorted(other))
+            raise RuntimeError(f"{source}: __CUDA_ARCH__ is held to {held_to}: 8.x need PTX each")
+    groups: dict[str, list[str]] = {}
+    for arch in architectures:
+        groups.setdefault("80" if re.fullmatch(r"8\d", arch) else arch, []).append(arch)
+    return list(groups.items())
+
+
+def compile_file(source: Path, virtual: str, architectures: Sequence[str]) -> list[Kernel]:
+    """Every kernel of a file on every architecture."""
+    code = ",".join(f"sm_{arch}" for arch in architectures)
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++20", "-O3", "-fmad=false", f"-gencode=arch=compute_{arch},code=sm_{arch}",
-                   f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-Xcudafe=--diag_suppress=177", "-cubin", str(source),
-                   "-o", f"{folder}/kernel.cubin"]  # fmt: skip
+        command = ["nvcc", "-std=c++20", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}",
+                   f"-gencode=arch=compute_{virtual},code=[{code}]", "-Xptxas=-v",
+                   "-Xcudafe=--diag_suppress=177", "-fatbin", str(source),
+                   "-o", f"{folder}/kernel.fatbin"]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise RuntimeError(f"{source.name} for sm_{arch}:\n{result.stdout}{result.stderr}")
-    kernels: list[tuple[str, int, int, int]] = []
-    name, stack, spilled = "", 0, 0
+        raise RuntimeError(f"{source.name} for {code}:\n{result.stdout}{result.stderr}")
+    kernels: list[Kernel] = []
+    name, arch, stack, spilled = "", "", 0, 0
     for line in (result.stdout + result.stderr).splitlines():
         if match := _ENTRY.search(line):
-            name, stack, spilled = match[1], 0, 0
+            name, arch, stack, spilled = match[1], match[2], 0, 0
         elif match := _SPILL.search(line):
             stack, spilled = int(match[1]), int(match[2]) + int(match[3])
         elif (match := _USED.search(line)) and name:
-            kernels.append((name, int(match[1]), stack, spilled))
+            kernels.append(Kernel(name, arch, int(match[1]), stack, spilled))
             name = ""
         elif "setmaxnreg" in line or "wgmma" in line:
-            print(f"{source.name} sm_{arch}: {line.strip()}", file=sys.stderr)
+            print(f"{source.name} {code}: {line.strip()}", file=sys.stderr)
     return kernels
 
 
@@ -77,18 +111,23 @@ def main() -> int:
     args = parser.parse_args()
     n_kernels = n_bad = 0
     sources = args.files or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    jobs = [(source, arch) for source in sources for arch in args.arch]
+    groups = compile_together(args.arch)
+    jobs = [(source, *group) for source in sources for group in groups]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for an nvcc of its own
         compiled = pool.map(lambda job: compile_file(*job), jobs)
-        for (source, arch), kernels in zip(jobs, compiled, strict=True):
-            names = demangle([k[0] for k in kernels])
-            for name, (_, registers, stack, spilled) in zip(names, kernels, strict=True):
+        for (source, _, architectures), kernels in zip(jobs, compiled, strict=True):
+            missing = set(architectures) - {kernel.arch for kernel in kernels}
+            if kernels and missing:
+                raise RuntimeError(f"{source.name}: nothing was assembled for {', '.join(sorted(missing))}")
+            names = demangle([kernel.name for kernel in kernels])
+            for name, kernel in zip(names, kernels, strict=True):
                 n_kernels += 1
-                bad = stack > 0 or spilled > 0
+                bad = kernel.stack > 0 or kernel.spilled > 0
                 n_bad += bad
                 if bad or args.table:
-                    verdict = f" FAILED: {stack} bytes of stack, {spilled} spilled" if bad else ""
-                    print(f"sm_{arch:4} {registers:4} registers  {source.name}: {name}{verdict}", flush=True)
+                    failed = f" FAILED: {kernel.stack} bytes of stack, {kernel.spilled} spilled"
+                    place = f"sm_{kernel.arch:4} {kernel.registers:4} registers  {source.name}"
+                    print(f"{place}: {name}{failed if bad else ''}", flush=True)
     print(f"{n_kernels} kernels compiled, {n_bad} spill or keep a stack")
     return 1 if n_bad else 0
 
