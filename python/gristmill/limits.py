@@ -22,8 +22,8 @@ class Limits:
 
     ``read_gb_s``: 1e9 bytes a second read from memory. ``int8_gop_s``: 1e9 operations a second of the
     instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``).
-    ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``): the same for float weights; the
-    latter two are 0 where the processor has no such instruction.
+    ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``, ``vpmaddwd``): the same for float
+    weights; the latter two are 0 where the processor has no such instruction.
 
     Where layers are on GPUs, ``isa`` names all devices, and each number is what they reach one after the
     other, each with its part of the weights. A GPU counts its tensor products of halves (``tensor_gop_s``, 0

@@ -1,4 +1,4 @@
-// Limits of AVX2: vpmaddubsw with the add that it needs, and fused multiply-adds, both on 256 bits.
+// Limits of AVX2: vpmaddubsw and vpmaddwd with the add that each needs, and fused multiply-adds, all on 256 bits.
 #include "cpu/generic/peak_loop.h"
 #include "cpu/generic/read_bytes.h"
 #include "cpu/limit_kernels.h"
@@ -22,11 +22,12 @@ struct Words {
   }
 };
 
-int64_t total_of(__m256i sum) {
-  alignas(32) int16_t lanes[16];
+template <class Lane>
+int64_t total_of_lanes(__m256i sum) {
+  alignas(32) Lane lanes[32 / sizeof(Lane)];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sum);
   int64_t total = 0;
-  for (const int16_t lane : lanes) total += lane;
+  for (const Lane lane : lanes) total += lane;
   return total;
 }
 
@@ -38,17 +39,23 @@ int64_t total_of(__m256 sum) {
   return int64_t(total);
 }
 
-// vpmaddubsw does not add to a sum, so each takes an add. Three registers are left for the products.
-#define GRISTMILL_ADD_PRODUCT(product, sum) \
-  "vpmaddubsw %12, %12, %%" product "\n\tvpaddw %%" product ", %" sum ", %" sum "\n\t"
-#define GRISTMILL_ADD_PRODUCTS(x, y, z) \
-  GRISTMILL_ADD_PRODUCT("ymm13", x) GRISTMILL_ADD_PRODUCT("ymm14", y) GRISTMILL_ADD_PRODUCT("ymm15", z)
-#define GRISTMILL_MADDUBSW              \
-  GRISTMILL_ADD_PRODUCTS("0", "1", "2") \
-  GRISTMILL_ADD_PRODUCTS("3", "4", "5") GRISTMILL_ADD_PRODUCTS("6", "7", "8") GRISTMILL_ADD_PRODUCTS("9", "10", "11")
+// These products do not add to a sum, so each takes an add. Three registers are left for them.
+#define GRISTMILL_ADD_PRODUCT(multiply, add, product, sum) \
+  multiply " %12, %12, %%" product "\n\t" add " %%" product ", %" sum ", %" sum "\n\t"
+#define GRISTMILL_ADD_PRODUCTS(multiply, add, x, y, z) \
+  GRISTMILL_ADD_PRODUCT(multiply, add, "ymm13", x)     \
+  GRISTMILL_ADD_PRODUCT(multiply, add, "ymm14", y)     \
+  GRISTMILL_ADD_PRODUCT(multiply, add, "ymm15", z)
+#define GRISTMILL_ON_SUMS_BY(multiply, add)            \
+  GRISTMILL_ADD_PRODUCTS(multiply, add, "0", "1", "2") \
+  GRISTMILL_ADD_PRODUCTS(multiply, add, "3", "4", "5") \
+  GRISTMILL_ADD_PRODUCTS(multiply, add, "6", "7", "8") \
+  GRISTMILL_ADD_PRODUCTS(multiply, add, "9", "10", "11")
 
-GRISTMILL_PEAK_LOOP(add_products, GRISTMILL_MADDUBSW, "x", __m256i, _mm256_setzero_si256(), _mm256_set1_epi8(1),
-                    total_of, "xmm13", "xmm14", "xmm15")
+GRISTMILL_PEAK_LOOP(add_products_of_bytes, GRISTMILL_ON_SUMS_BY("vpmaddubsw", "vpaddw"), "x", __m256i,
+                    _mm256_setzero_si256(), _mm256_set1_epi8(1), total_of_lanes<int16_t>, "xmm13", "xmm14", "xmm15")
+GRISTMILL_PEAK_LOOP(multiply_add_int16, GRISTMILL_ON_SUMS_BY("vpmaddwd", "vpaddd"), "x", __m256i,
+                    _mm256_setzero_si256(), _mm256_set1_epi16(1), total_of_lanes<int32_t>, "xmm13", "xmm14", "xmm15")
 GRISTMILL_PEAK_LOOP(multiply_add_float, GRISTMILL_ON_SUMS("vfmadd231ps"), "x", __m256, _mm256_setzero_ps(),
                     _mm256_set1_ps(1.0f), total_of)
 
@@ -56,15 +63,19 @@ GRISTMILL_PEAK_LOOP(multiply_add_float, GRISTMILL_ON_SUMS("vfmadd231ps"), "x", _
 int64_t multiply_add_int8(int64_t iterations) {
   constexpr int64_t kMost = 16383;
   int64_t total = 0;
-  for (; iterations > 0; iterations -= kMost) total += add_products(iterations < kMost ? iterations : kMost);
+  for (; iterations > 0; iterations -= kMost) total += add_products_of_bytes(iterations < kMost ? iterations : kMost);
   return total;
 }
 
 }  // namespace
 
 LimitKernels avx2_limits() {
-  return {"avx2", {read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8, multiply_add_float, nullptr,
-          nullptr};
+  return {"avx2",
+          {read_bytes<Words, 1>, read_bytes<Words, 4>},
+          multiply_add_int8,
+          multiply_add_float,
+          nullptr,
+          multiply_add_int16};
 }
 
 }  // namespace gristmill::cpu
