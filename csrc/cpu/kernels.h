@@ -43,7 +43,7 @@ struct AttentionTask {
   int n_queries;             // rows of q: the query heads of this KV head, for one or several tokens
   const float* const* q;     // [n_queries] -> [head_dim_k]
   const int64_t* n_visible;  // [n_queries] positions each query sees
-  int64_t begin, end;        // positions of this piece; begin is a multiple of 16
+  int64_t begin, end;        // positions of this piece; begin is a multiple of kTile
   float scale;
   float* max;  // [n_queries] out: largest score
   float* sum;  // [n_queries] out: sum of exp(score - max)

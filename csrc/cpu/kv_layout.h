@@ -17,7 +17,8 @@ constexpr int kPositions = 16;
 // Positions that attention scores together. Kernels read whole tiles, so a cache holds whole tiles of K.
 constexpr int kTile = 64;
 static_assert(kTile % kPositions == 0);
-// Positions of a chunk; a context that is shorter has one, of whole tiles.
+// Positions of a chunk; a context that is shorter has one, of whole tiles. Decoding attends to a chunk at a time
+// whatever the number of threads, so its sums, and the bits of logits, follow from this too.
 constexpr int64_t kChunk = 512;
 static_assert(kChunk % kTile == 0);
 

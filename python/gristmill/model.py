@@ -52,7 +52,7 @@ def load(
         device: ``"cpu"``; ``"cuda"``, ``"cuda:N"`` or several as ``"cuda:0,cuda:2"``, any GPU or those or an
             error; ``"auto"``, GPUs where there are any, else the CPU.
         n_ctx: Positions a session can hold; the model's own context length by default. Memory is taken as
-            positions fill.
+            positions fill, on the CPU behind the first 512 in chunks of 512 where the system has large pages.
         n_threads: Threads that compute; by default the physical cores this process may use.
         n_gpu_layers: Layers on GPUs, the last ones of the model and the output, which counts as one; the rest
             runs on the CPU, and each layer's cache lies beside it. Negative for all, None for as many as free

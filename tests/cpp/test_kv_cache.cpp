@@ -2,11 +2,15 @@
 // length, so that each head's K must hold whole tiles, and what stands behind the last position must not matter.
 #include "cpu/cpu_kv_cache.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -98,44 +102,81 @@ void full_contexts() {
     });
 }
 
-// One position of several chunks has a key that the last query asks for: what comes back is that position's value, also
-// where a chunk was given back to the system and filled again.
+constexpr int kDimK = 64, kDimV = 96, kLayer = 1;
+
+// Keys are zero but for position `wanted`, which every query asks for; values tell the position and the head.
+void fill(CpuBackend& backend, CpuKvCache& cache, int n, int wanted) {
+  std::vector<float> k(size_t(n) * kHeadsKv * kDimK), v(size_t(n) * kHeadsKv * kDimV);
+  for (size_t i = 0; i < v.size(); ++i) v[i] = float(1 + int(i / (kHeadsKv * kDimV)) % 61 + int(i / kDimV) % kHeadsKv);
+  std::fill_n(k.begin() + ptrdiff_t(wanted) * kHeadsKv * kDimK, kHeadsKv * kDimK, 1.0f);
+  Batch batch;
+  batch.spans = {{&cache, 0, n}};
+  batch.tokens.resize(size_t(n));
+  cache.truncate(0);
+  backend.store_kv(batch, kLayer, k.data(), v.data());
+  cache.advance(n);
+}
+
+// The last `rows` positions attend: the last of them gets the value of position `wanted`.
+void expect(CpuBackend& backend, CpuKvCache& cache, const char* isa, int rows, int wanted) {
+  const KvShape& s = cache.shape();
+  const std::vector<float> q(size_t(rows) * kHeads * kDimK, 1.0f);
+  std::vector<float> out(size_t(rows) * kHeads * kDimV, NAN);
+  Batch batch;
+  batch.spans = {{&cache, 0, rows}};
+  batch.tokens.resize(size_t(rows));
+  cache.advance(-rows);
+  backend.attention(batch, kLayer, q.data(), kHeads, 1.0f, out.data());
+  cache.advance(rows);
+  for (int head = 0; head < kHeads; ++head) {
+    const float got = out[size_t((rows - 1) * kHeads + head) * kDimV + 5];
+    const float value = float(1 + wanted % 61 + head / (kHeads / kHeadsKv));
+    CHECK(std::fabs(got - value) <= 0.005f * value, "%s: types %d and %d, position %d, %d rows, head %d: %g, not %g",
+          isa, int(s.type_k), int(s.type_v), wanted, rows, head, double(got), double(value));
+  }
+}
+
+// Positions of several chunks, found by one, three and twenty rows of two query heads a head: what comes back is the
+// position's value, also where chunks were given back to the system and filled again.
 void chunks() {
-  constexpr int n = 2 * int(kChunk) + 76, kDim = 64;
+  constexpr int n = 3 * int(kChunk) + 164;
+  constexpr std::pair<KvType, KvType> kPairs[] = {
+      {KvType::F32, KvType::F16}, {KvType::F16, KvType::F16}, {KvType::Q8_0, KvType::F32}, {KvType::F16, KvType::Q8_0}};
   for (const std::string& isa : supported_isas()) {
-    for (const KvType type : kTypes) {
+    for (const auto& [type_k, type_v] : kPairs) {
       CpuBackend backend(choose_kernels(isa), 1);
-      const auto made = backend.make_cache({kLayers, kHeadsKv, kDim, kDim, n, type, type});
+      const auto made = backend.make_cache({kLayers, kHeadsKv, kDimK, kDimV, n, type_k, type_v});
       auto& cache = static_cast<CpuKvCache&>(*made);
-      for (const int wanted : {0, 511, 512, 513, 1023, 1024, n - 1}) {
-        std::vector<float> k(size_t(n) * kHeadsKv * kDim), v(k.size()), out;
-        for (size_t i = 0; i < v.size(); ++i)
-          v[i] = float(1 + int(i / (kHeadsKv * kDim)) % 61 + int(i / kDim) % kHeadsKv);
-        for (int i = 0; i < kHeadsKv * kDim; ++i) k[size_t(wanted) * kHeadsKv * kDim + size_t(i)] = 1.0f;
-        Batch batch;
-        batch.spans = {{&cache, 0, n}};
-        batch.tokens.resize(n);
-        cache.truncate(0);
-        backend.store_kv(batch, 1, k.data(), v.data());
-        cache.advance(n);
-        for (const int rows : {1, 3}) {
-          const std::vector<float> q(size_t(rows) * kHeads * kDim, 1.0f);
-          out.assign(q.size(), NAN);
-          KvCache& past = cache;
-          past.advance(-rows);
-          batch.spans = {{&cache, 0, rows}};
-          batch.tokens.resize(size_t(rows));
-          backend.attention(batch, 1, q.data(), kHeads, 1.0f, out.data());
-          past.advance(rows);
-          for (int head = 0; head < kHeads; ++head) {
-            const float got = out[size_t((rows - 1) * kHeads + head) * kDim + 5];
-            const float value = float(1 + wanted % 61 + head / (kHeads / kHeadsKv));
-            CHECK(std::fabs(got - value) <= 0.005f * value, "%s: type %d, position %d, %d rows, head %d: %g, not %g",
-                  isa.c_str(), int(type), wanted, rows, head, double(got), double(value));
-          }
-        }
+      for (const int wanted : {0, 511, 512, 1023, 1024, n - 1}) {
+        fill(backend, cache, n, wanted);
+        for (const int rows : {1, 3, 20}) expect(backend, cache, isa.c_str(), rows, wanted);
       }
     }
+  }
+}
+
+// Much is dropped: what stays is whole, and the chunks behind it hold no memory any more.
+void truncation() {
+  constexpr int n = 3 * int(kChunk) + 164, kKept = int(kChunk) + 88;
+  CpuBackend backend(choose_kernels("scalar"), 1);
+  const auto made = backend.make_cache({kLayers, kHeadsKv, kDimK, kDimV, n, KvType::F16, KvType::F16});
+  auto& cache = static_cast<CpuKvCache&>(*made);
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  const auto resident = [&](int chunk) {  // the first whole page of the layer's keys in a chunk
+    const uintptr_t address = reinterpret_cast<uintptr_t>(cache.k(kLayer, 0)) + uintptr_t(chunk * cache.chunk_bytes());
+    unsigned char in_memory = 0;
+    CHECK(mincore(reinterpret_cast<void*>((address + uintptr_t(page) - 1) / uintptr_t(page) * uintptr_t(page)),
+                  size_t(page), &in_memory) == 0,
+          "mincore");
+    return (in_memory & 1) != 0;
+  };
+  for (const int wanted : {0, int(kChunk) - 1, int(kChunk), kKept - 1}) {
+    fill(backend, cache, n, wanted);
+    CHECK(resident(0) && resident(1) && resident(2) && resident(3), "a chunk that was filled is not there");
+    cache.truncate(kKept);
+    CHECK(resident(0) && resident(1), "a chunk in use was given back");
+    CHECK(!resident(2) && !resident(3), "a chunk behind the last position was kept");
+    expect(backend, cache, "scalar", 1, wanted);
   }
 }
 
@@ -183,6 +224,7 @@ int main() {
   gristmill::cpu::regions();
   gristmill::cpu::full_contexts();
   gristmill::cpu::chunks();
+  gristmill::cpu::truncation();
   gristmill::cpu::overflow_is_visible();
   return gristmill::test::failures("test_kv_cache");
 }

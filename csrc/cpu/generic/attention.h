@@ -246,7 +246,7 @@ void attend(const AttentionTask& t) {
     const int64_t chunk = p / kChunk * t.chunk_bytes, at = p % kChunk;
     return KvTile{t.k + chunk + at / kPositions * k_bytes, t.v + chunk + at * v_bytes};
   };
-  KvTile tile = tile_at(t.begin), next;
+  KvTile tile = tile_at(t.begin), next = tile;
   for (int64_t p = t.begin; p < t.end; p += kTile, tile = next) {
     const bool more = p + kTile < t.end;
     if (more) next = tile_at(p + kTile);

@@ -107,12 +107,12 @@ inline __m256i words_of_fours(__m256i a, __m256i b) {
   return _mm256_shuffle_epi32(_mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8), 0xd8);
 }
 
-// Token t's scale times the sums of its values' first and second half.
+// Token t's scale times the sums of its values' first and second half, which for NaNs may be anything.
 inline void set_sums(TileSums& to, int t, float scale, int first, int second) {
   to.scale[t] = scale;
   to.half[0][t] = scale * float(first);
   to.half[1][t] = scale * float(second);
-  to.sum[t] = scale * float(first + second);
+  to.sum[t] = scale * float(int64_t{first} + second);
 }
 inline int lanes_sum(__m128i x) {
   x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
