@@ -14,6 +14,7 @@ namespace gristmill::cpu {
 constexpr int kFormats = int(std::tuple_size_v<formats::All>);
 // Rows of activations that one pass over the weights serves when decoding.
 constexpr int kDecodeRows = 8;
+
 // What a product is for. Decoding multiplies quantized weights with activations of 15 bits, for it waits for memory;
 // prefill with 8 and the outliers apart, or where it has to be precise with 15. Weights that are floats are multiplied
 // in float32; in prefill that need not be precise an instruction set may take 14 bits of both.
