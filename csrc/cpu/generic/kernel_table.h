@@ -14,6 +14,10 @@
 
 namespace gristmill::cpu {
 
+// Half-precision floats, which sets may multiply as integers in prefill.
+template <class Format>
+constexpr bool kIsHalf = Format::kKind == formats::Kind::kFloat && sizeof(typename Format::Block) == 2;
+
 template <class Set, class Format, Pass kPass>
 constexpr MatmulFunction matmul_kernel() {
   if constexpr (Set::template kIntegers<Format, kPass>) {

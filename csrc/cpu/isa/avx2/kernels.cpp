@@ -12,14 +12,13 @@ struct Set {
   using Vec = Avx2Vec;
   static constexpr const char* kName = "avx2";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows), kActivationGroup = 32;
-  template <class Format>
-  static constexpr bool kHalf = Format::kKind == formats::Kind::kFloat && sizeof(typename Format::Block) == 2;
   template <class Format, Pass kPass>
   static constexpr bool kIntegers =
-      Format::kKind == formats::Kind::kAffine || (kHalf<Format> && kPass == Pass::kPrefill);
+      Format::kKind == formats::Kind::kAffine || (kIsHalf<Format> && kPass == Pass::kPrefill);
   template <class Format, Pass kPass>
   static constexpr Activations activations() {
-    if constexpr (kHalf<Format>) return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_half_tile};
+    if constexpr (kIsHalf<Format>)
+      return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece, int(kWordMax)>};
     if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<BytePiece>, quantize_tile<BytePiece>};
     if constexpr (kPass == Pass::kPrecisePrefill)
       return {15, kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece>};
@@ -27,7 +26,7 @@ struct Set {
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
-    if constexpr (kHalf<Format>) {
+    if constexpr (kIsHalf<Format>) {
       prefill_halves<Format>(task);
     } else if constexpr (kPass == Pass::kDecode) {
       decode_affine<Format>(task);

@@ -159,10 +159,12 @@ inline void quantize_group(const Values32& values, float max, int64_t k, int t, 
   set_sums(group, t, s.scale, sums[0], sums[1]);
 }
 
-// Tile `tile` of x [n_tokens, n_cols]; n_cols is a multiple of 32, as every quantized row is.
-template <class Piece>
+// Tile `tile` of x [n_tokens, n_cols], words up to kMax. For bytes n_cols is a multiple of 32, as every quantized row
+// is.
+template <class Piece, int kMax = int(kActivationMax)>
 inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {
   constexpr bool kBytes = std::is_same_v<Piece, BytePiece>;
+  [[maybe_unused]] float last[32] = {};  // of a row, padded
   auto* pieces = reinterpret_cast<Piece*>(out) + tile;
   const int64_t tiles = n_tiles(n_tokens), n_groups = n_cols / 32;
   const int n = int(std::min<int64_t>(kTileTokens, n_tokens - tile * kTileTokens));
@@ -183,7 +185,8 @@ inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int6
       if constexpr (kBytes) {
         quantize_group(x, outliers, k, t, pieces[k / kPieceK * tiles]);
       } else {
-        quantize_group(Values32(x + k), kActivationMax, k, t, pieces[k / kPieceK * tiles]);
+        if (n_cols - k < 32) std::copy_n(x + k, n_cols - k, last);
+        quantize_group(Values32(n_cols - k < 32 ? last : x + k), kMax, k, t, pieces[k / kPieceK * tiles]);
       }
     }
   }

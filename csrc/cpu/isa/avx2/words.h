@@ -10,27 +10,6 @@
 namespace gristmill::cpu {
 namespace {
 
-// ---- activations ----
-
-// Tile `tile` of x [n_tokens, n_cols], as quantize_tile() of tile.h; n_cols may be any.
-inline void quantize_half_tile(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {
-  auto* pieces = reinterpret_cast<WordPiece*>(out) + tile;
-  const int64_t tiles = n_tiles(n_tokens);
-  const int n = int(std::min<int64_t>(kTileTokens, n_tokens - tile * kTileTokens));
-  x += tile * kTileTokens * n_cols;
-  for (int64_t p = 0; p < n_pieces(n_cols); ++p)
-    std::memset(static_cast<void*>(&pieces[p * tiles]), 0, sizeof(WordPiece));
-  for (int t = 0; t < n; ++t, x += n_cols) {
-    for (int64_t k = 0; k < n_cols; k += 32) {
-      float last[32] = {};
-      if (n_cols - k < 32) std::copy_n(x + k, n_cols - k, last);
-      quantize_group(Values32(n_cols - k < 32 ? last : x + k), kWordMax, k, t, pieces[k / kPieceK * tiles]);
-    }
-  }
-}
-
-// ---- weights ----
-
 struct HalfPanel {
   alignas(32) int16_t q[kPieceK / 2][kPanelRows][2];
   alignas(32) float scale[kPieceGroups][kPanelRows];

@@ -11,14 +11,12 @@ struct Set {
   using Vec = Avx512Vec;
   static constexpr const char* kName = "avx512_vnni";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = kPanels * cpu::kPanelRows, kActivationGroup = 32;
-  template <class Format>
-  static constexpr bool kHalf = Format::kKind == formats::Kind::kFloat && sizeof(typename Format::Block) == 2;
   template <class Format, Pass kPass>
   static constexpr bool kIntegers =
-      Format::kKind == formats::Kind::kAffine || (kHalf<Format> && kPass == Pass::kPrefill);
+      Format::kKind == formats::Kind::kAffine || (kIsHalf<Format> && kPass == Pass::kPrefill);
   template <class Format, Pass kPass>
   static constexpr Activations activations() {
-    if constexpr (kHalf<Format>) return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_word_tile};
+    if constexpr (kIsHalf<Format>) return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_word_tile};
     if constexpr (kPass == Pass::kPrefill)
       return {8, kTileTokens, tile_bytes<TilePiece<1, kTileTokens>>, quantize_tile<1>};
     if constexpr (kPass == Pass::kPrecisePrefill)
@@ -27,7 +25,7 @@ struct Set {
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
-    if constexpr (kHalf<Format>) {
+    if constexpr (kIsHalf<Format>) {
       prefill<WordOperands<Format>>(task);
     } else if constexpr (kPass == Pass::kDecode) {
       decode_affine<Format>(task);
