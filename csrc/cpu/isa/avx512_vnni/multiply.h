@@ -12,21 +12,26 @@ namespace {
 template <int T>
 using PanelSums = float[T][kPanelRows];
 
-// -kZero times the sums of a token's activations, where all integer sums start: broadcasts from memory cost no port
-// that multiplies, and all groups at once leave no wait between them.
+// Where integer sums start: those of one plane at kSumBase, of two at zero.
+template <int kPlanes>
+constexpr int32_t kSumStart = kPlanes == 1 ? kSumBaseBits : 0;
+
+// kSumStart less kZero times the sum of a token's activations: broadcasts from memory cost no port that multiplies, and
+// all groups at once leave no wait between them.
 template <class Layout, int kPlanes, int T, int kHalves>
-inline void set_offsets(const TileGroup<kPlanes, T>* groups, int n_groups,
-                        int32_t (&offsets)[kPieceGroups][kHalves][kPlanes][T]) {
+inline void set_starts(const TileGroup<kPlanes, T>* groups, int n_groups,
+                       int32_t (&starts)[kPieceGroups][kHalves][kPlanes][T]) {
   static_assert(T == kTileTokens);
   for (int g = 0; g < n_groups; ++g)
 #pragma GCC unroll 4
     for (int i = 0; i < kHalves * kPlanes; ++i) {
       const int half = i / kPlanes, plane = i % kPlanes;
       const auto& sums = groups[g].isum[plane];
-      auto& to = offsets[g][half][plane];
+      auto& to = starts[g][half][plane];
       const uint32_t zero = -Layout::kZero & 0xffffu;
       const __m128i factors = _mm_set1_epi32(int(kHalves == 1 ? zero * 0x10001u : half ? zero * 0x10000u : zero));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_madd_epi16(load16(sums), factors));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                       _mm_add_epi32(_mm_madd_epi16(load16(sums), factors), _mm_set1_epi32(kSumStart<kPlanes>)));
     }
 }
 
@@ -53,14 +58,14 @@ inline void ask_for_sums(const PanelSums<T>* next, int group) {
 template <class Layout, int kPlanes, int P, int T, int kTiles = 1>
 inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tiles, int n_groups, PanelSums<T>* sums) {
   constexpr int kGroup = Layout::kGroup, kHalves = 32 / kGroup, N = T * kTiles;
-  // Measured: with more to add than one product a group, 5 %; with one, 10 % slower.
+  // Two planes, measured: with more to add than one product a group, 5 %; with one, 10 % slower.
   constexpr bool kInPlace = kHalves == 2 || Layout::kHasMin;
   __m512 s[P][N];
 #pragma GCC unroll 16
   for (int i = 0; i < P * N; ++i) s[i / N][i % N] = _mm512_load_ps(sums[i % N / T * P + i / N][i % T]);
-  [[maybe_unused]] int32_t offsets[kTiles][kPieceGroups][kHalves][kPlanes][T];
+  [[maybe_unused]] int32_t starts[kTiles][kPieceGroups][kHalves][kPlanes][T];
   if constexpr (Layout::kZero != 0)
-    for (int i = 0; i < kTiles; ++i) set_offsets<Layout>(tiles[i].group, n_groups, offsets[i]);
+    for (int i = 0; i < kTiles; ++i) set_starts<Layout>(tiles[i].group, n_groups, starts[i]);
   for (int g = 0; g < n_groups; ++g) {
     for (int tile = 0; tile < kTiles; ++tile) {
       const TileGroup<kPlanes, T>& x = tiles[tile].group[g];
@@ -80,8 +85,8 @@ inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tile
         for (int t = 0; t < N; ++t)
 #pragma GCC unroll 2
           for (int chain = 0; chain < kChains; ++chain) {
-            const __m512i start = Layout::kZero != 0 ? _mm512_set1_epi32(offsets[t / T][g][h][plane + chain][t % T])
-                                                     : _mm512_setzero_si512();
+            const __m512i start =
+                _mm512_set1_epi32(Layout::kZero != 0 ? starts[t / T][g][h][plane + chain][t % T] : kSumStart<kPlanes>);
 #pragma GCC unroll 3
             for (int p = 0; p < P; ++p) {
               __m512i& sum = acc[chain][p][t];
@@ -113,14 +118,21 @@ inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tile
         const __m512 scale = _mm512_load_ps(panels[p].scale[kHalves * g + h]);
 #pragma GCC unroll 8
         for (int t = 0; t < N; ++t) {
-          const __m512i sum = kChains == 2
-                                  ? _mm512_add_epi32(_mm512_slli_epi32(acc[0][p][t], 7), acc[kChains - 1][p][t])
-                                  : acc[0][p][t];
-          const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(tiles[t / T].group[g].scale[t % T]));
-          if constexpr (kInPlace) {
-            multiply_add(s[p][t], _mm512_cvtepi32_ps(sum), both);
+          const __m512 x_scale = _mm512_set1_ps(tiles[t / T].group[g].scale[t % T]);
+          if constexpr (kPlanes == 1) {
+            const __m512 offset = _mm512_load_ps(panels[p].offset[kHalves * g + h]);
+            const __m512 weighted = _mm512_fmsub_ps(_mm512_castsi512_ps(acc[0][p][t]), scale, offset);
+            s[p][t] = _mm512_fmadd_ps(weighted, x_scale, s[p][t]);
           } else {
-            s[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), both, s[p][t]);
+            const __m512i sum = kChains == 2
+                                    ? _mm512_add_epi32(_mm512_slli_epi32(acc[0][p][t], 7), acc[kChains - 1][p][t])
+                                    : acc[0][p][t];
+            const __m512 both = _mm512_mul_ps(scale, x_scale);
+            if constexpr (kInPlace) {
+              multiply_add(s[p][t], _mm512_cvtepi32_ps(sum), both);
+            } else {
+              s[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), both, s[p][t]);
+            }
           }
         }
       }
