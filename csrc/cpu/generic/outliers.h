@@ -19,20 +19,24 @@ constexpr float kOutlierMax = 127.0f * 128.0f;
 
 struct GroupPeak {
   float first, second;  // largest magnitudes of a group, NaN as the largest
-  int at;               // of the first, in its group
 };
+
+// What becomes 127 in a group without its outlier. One beyond what its upper bits hold lends some of its size.
+inline float outlier_scale_peak(GroupPeak p) {
+  const float least = p.first * (127.0f / kOutlierMax);
+  return p.second > least ? p.second : least;
+}
 
 // The outliers of one row: the groups that gain most, at most one value in each.
 class RowOutliers {
  public:
-  // peaks: of the row's n groups of 32; kept by reference.
-  void choose(const GroupPeak* peaks, int64_t n) {
-    peaks_ = peaks;
+  // peaks: of the row's n groups of 32, `stride` apart.
+  void choose(const GroupPeak* peaks, int64_t n, int64_t stride = 1) {
     n_ = 0;
     const int limit = n < 24 ? 2 : kMaxOutliers;
     float gains[kMaxOutliers];
     for (int64_t g = 0; g < n; ++g) {
-      const GroupPeak& p = peaks[g];
+      const GroupPeak p = peaks[g * stride];
       // False for NaN and infinity as well: a group that holds them is spoiled whole.
       if (!(p.first >= kOutlierRatio * p.second && p.first <= 1e18f)) continue;
       const float gain = p.first * p.first - p.second * p.second;
@@ -47,23 +51,15 @@ class RowOutliers {
     }
   }
 
-  // What becomes 127 in this group. An outlier beyond what its upper bits hold lends some of its size.
-  float scale_peak(int64_t group) const {
-    const GroupPeak& p = peaks_[group];
-    if (outlier_in(group) < 0) return p.first;
-    const float least = p.first * (127.0f / kOutlierMax);
-    return p.second > least ? p.second : least;
-  }
-
-  // Where in the group its outlier is, or -1.
-  int outlier_in(int64_t group) const {
+  int size() const { return n_; }
+  int64_t group(int i) const { return groups_[i]; }
+  bool has(int64_t group) const {
     for (int i = 0; i < n_; ++i)
-      if (groups_[i] == group) return peaks_[group].at;
-    return -1;
+      if (groups_[i] == group) return true;
+    return false;
   }
 
  private:
-  const GroupPeak* peaks_ = nullptr;
   int64_t groups_[kMaxOutliers];
   int n_ = 0;
 };

@@ -80,17 +80,27 @@ inline __m256i lane_of(int at, int j) {
   return _mm256_cmpeq_epi32(_mm256_set1_epi32(at - 8 * j), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// The largest magnitude of a group, the second largest, and which of the 32 the largest is.
+// The largest magnitude of a group and the second largest.
 inline GroupPeak group_peak(const Values32& x) {
-  const float peak = peak_of(x);
-  const __m256i all = _mm256_set1_epi32(std::bit_cast<int>(peak));
+  const auto most = [](__m256i a, __m256i b) { return _mm256_max_epi32(a, b); };
+  const auto least = [](__m256i a, __m256i b) { return _mm256_min_epi32(a, b); };
+  const __m256i a = x.magnitude(0), b = x.magnitude(1), c = x.magnitude(2), d = x.magnitude(3);
+  const __m256i first = most(most(a, b), most(c, d));
+  // Of each lane's four values, then of its other lanes' largest: those of all lanes but one that holds the first.
+  const __m256i second = most(least(most(a, b), most(c, d)), most(least(a, b), least(c, d)));
+  const int peak = largest_of(first);
+  const uint32_t where =
+      uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(first, _mm256_set1_epi32(peak)))));
+  const __m256i others = _mm256_andnot_si256(lane_of(std::countr_zero(where), 0), first);
+  return {std::bit_cast<float>(peak), std::bit_cast<float>(largest_of(most(second, others)))};
+}
+// Which value of a group has this magnitude.
+inline int find_magnitude(const Values32& x, float magnitude) {
+  const __m256i all = _mm256_set1_epi32(std::bit_cast<int>(magnitude));
   uint32_t where = 0;
   for (int j = 0; j < 4; ++j)
     where |= uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.magnitude(j), all)))) << (8 * j);
-  const int at = std::countr_zero(where);
-  __m256i rest = _mm256_setzero_si256();
-  for (int j = 0; j < 4; ++j) rest = _mm256_max_epi32(rest, _mm256_andnot_si256(lane_of(at, j), x.magnitude(j)));
-  return {peak, std::bit_cast<float>(largest_of(rest)), at};
+  return std::countr_zero(where);
 }
 
 inline __m256i steps_of(__m256 v, ActivationScale s) {
@@ -127,12 +137,14 @@ inline void spread(__m256i dwords, Row* q, int t) {
 }
 
 // 32 values in bytes; where the row's outliers name one of them, its upper bits go to the piece's list.
-inline void quantize_group(const float* x, const RowOutliers& row, int64_t k, int t, BytePiece& piece) {
-  const ActivationScale s = activation_scale(row.scale_peak(k / 32), kActivationMax8);
+inline void quantize_group(const float* x, const RowOutliers& row, GroupPeak peak, int64_t k, int t, BytePiece& piece) {
+  const bool outlier = row.has(k / 32);
+  const ActivationScale s = activation_scale(outlier ? outlier_scale_peak(peak) : peak.first, kActivationMax8);
   const Values32 values(x + k);
   __m256i q[4];
   for (int j = 0; j < 4; ++j) q[j] = steps_of(values.v[j], s);
-  if (const int at = row.outlier_in(k / 32); at >= 0) {
+  if (outlier) {
+    const int at = find_magnitude(values, peak.first);
     const int high = (_mm_cvtss_si32(_mm_set_ss(x[k + at] * s.inverse)) + 64) >> 7;
     for (int j = 0; j < 4; ++j)
       q[j] = _mm256_sub_epi32(q[j], _mm256_and_si256(lane_of(at, j), _mm256_set1_epi32(128 * high)));
@@ -176,14 +188,15 @@ inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int6
   }
   for (int t = 0; t < n; ++t, x += n_cols) {
     [[maybe_unused]] RowOutliers outliers;
+    [[maybe_unused]] GroupPeak* peaks = nullptr;
     if constexpr (kBytes) {
-      auto* peaks = reinterpret_cast<GroupPeak*>(thread_scratch(size_t(n_groups) * sizeof(GroupPeak)));
+      peaks = reinterpret_cast<GroupPeak*>(thread_scratch(size_t(n_groups) * sizeof(GroupPeak)));
       for (int64_t g = 0; g < n_groups; ++g) peaks[g] = group_peak(Values32(x + 32 * g));
       outliers.choose(peaks, n_groups);
     }
     for (int64_t k = 0; k < n_cols; k += 32) {
       if constexpr (kBytes) {
-        quantize_group(x, outliers, k, t, pieces[k / kPieceK * tiles]);
+        quantize_group(x, outliers, peaks[k / 32], k, t, pieces[k / kPieceK * tiles]);
       } else {
         if (n_cols - k < 32) std::copy_n(x + k, n_cols - k, last);
         quantize_group(Values32(n_cols - k < 32 ? last : x + k), kMax, k, t, pieces[k / kPieceK * tiles]);

@@ -2,6 +2,7 @@
 #include "cpu/generic/kernel_table.h"
 #include "cpu/isa/avx512_vnni/decode.h"
 #include "cpu/isa/avx512_vnni/prefill.h"
+#include "cpu/isa/avx512_vnni/quantize.h"
 #include "cpu/isa/avx512_vnni/vec.h"
 
 namespace gristmill::cpu {

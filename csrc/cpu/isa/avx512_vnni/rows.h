@@ -27,6 +27,7 @@ struct Rows {
 };
 
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline void store16(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
 inline __m512i load64(const void* p) { return _mm512_loadu_si512(p); }
 inline __m512i broadcast4(const void* p) {
   int32_t four;

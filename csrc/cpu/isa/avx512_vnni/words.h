@@ -3,8 +3,8 @@
 //     w[k / 2][16 rows][2]      scale[group][16 rows]          the operands: tiles of four tokens, q[k / 2][4][2]
 #pragma once
 
-#include "cpu/generic/activation_scale.h"
 #include "cpu/isa/avx512_vnni/multiply.h"
+#include "cpu/isa/avx512_vnni/quantize.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -24,44 +24,42 @@ struct alignas(64) WordPiece {
 
 // ---- activations ----
 
-// 32 values in [-8191, 8191], two halves, as 16 dwords of two.
-inline __m512i narrow_to_words(const __m512i (&v)[2]) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(v[0])), _mm512_cvtepi32_epi16(v[1]), 1);
+// 16 k of four tokens, in [-8191, 8191] -> [k / 2][token][2].
+inline void store_words(const __m512i (&q)[kTileTokens], int16_t (*to)[kTileTokens][2]) {
+  const __m512 a = _mm512_castsi512_ps(_mm512_packs_epi32(q[0], q[1])),
+               b = _mm512_castsi512_ps(_mm512_packs_epi32(q[2], q[3]));
+  // A lane of 128 bits has two dwords of each token: those of k / 2 = 0, 2, 4, 6 and of 1, 3, 5, 7.
+  const __m512i even = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
+                odd = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd));
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi64(even, low, odd));
+  _mm512_storeu_si512(to + 4, _mm512_permutex2var_epi64(even, high, odd));
 }
 
-// Row-major [4 tokens][16 dwords] -> [16][4 tokens].
-inline void interleave_tokens(const __m512i (&v)[kTileTokens], int16_t (&q)[16][kTileTokens][2]) {
-  const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-  const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-  const __m512i rows[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
-                           _mm512_unpackhi_epi64(b, d)};
-  for (int i = 0; i < 4; ++i) {
-    const __m128i four[4] = {_mm512_castsi512_si128(rows[i]), _mm512_extracti32x4_epi32(rows[i], 1),
-                             _mm512_extracti32x4_epi32(rows[i], 2), _mm512_extracti32x4_epi32(rows[i], 3)};
-    for (int j = 0; j < 4; ++j) _mm_storeu_si128(reinterpret_cast<__m128i*>(q[4 * j + i]), four[j]);
-  }
-}
-
-// Tile `tile` of x [n_tokens, n_cols]; pieces lie as those of tile.h.
+// Tile `tile` of x [n_tokens, n_cols], which may be any number; pieces lie as those of tile.h.
 inline void quantize_word_tile(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {
-  auto* pieces = reinterpret_cast<WordPiece*>(out);
+  const TileRows rows(x, n_cols, n_tokens, tile);
+  auto* pieces = reinterpret_cast<WordPiece*>(out) + tile;
   const int64_t tiles = n_tiles(n_tokens, kTileTokens);
   for (int64_t k = 0; k < n_pieces(n_cols) * kPieceK; k += 32) {
-    WordGroup& group = pieces[k / kPieceK * tiles + tile].group[k % kPieceK / 32];
-    __m512i tokens[kTileTokens];
-    for (int t = 0; t < kTileTokens; ++t) {
-      const int64_t token = tile * kTileTokens + t;
-      tokens[t] = _mm512_setzero_si512();
-      group.scale[t] = 0.0f;
-      if (token >= n_tokens || k >= n_cols) continue;
-      __m512 v[2];
-      load_group(x + token * n_cols, n_cols, k, v);
-      const __m512i most = _mm512_max_epu32(magnitudes(v[0]), magnitudes(v[1]));
-      const ActivationScale s = activation_scale(std::bit_cast<float>(_mm512_reduce_max_epu32(most)), kWordMax);
-      group.scale[t] = s.scale;
-      tokens[t] = narrow_to_words({steps_of(v[0], s), steps_of(v[1], s)});
+    WordGroup& group = pieces[k / kPieceK * tiles].group[k % kPieceK / 32];
+    __m512 v[kTileTokens][2];
+    if (k + 32 <= n_cols) {
+      rows.load(k, v);
+    } else {
+      rows.load_part(k, n_cols, v);
     }
-    interleave_tokens(tokens, group.q);
+    const TileScales s = tile_scales(_mm_castsi128_ps(tile_peaks(v).first), kWordMax);
+    alignas(16) float inverse[kTileTokens];
+    _mm_store_ps(inverse, s.inverse);
+    _mm_storeu_ps(group.scale, s.scale);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512i q[kTileTokens];
+#pragma GCC unroll 4
+      for (int t = 0; t < kTileTokens; ++t) q[t] = steps_of(v[t][half], inverse[t]);
+      store_words(q, group.q + 8 * half);
+    }
   }
 }
 
