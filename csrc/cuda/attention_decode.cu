@@ -229,7 +229,7 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
   sync_block();
   float* const warp_sums = reinterpret_cast<float*>(shared);  // [warps][heads][D]
   float* const warp_maxima = warp_sums + warps * heads * D;   // [warps][heads][2]
-  unsigned* const arrived = reinterpret_cast<unsigned*>(warp_maxima + 2 * warps * heads);
+  bool* const is_last = reinterpret_cast<bool*>(warp_maxima + 2 * warps * heads);
   if (g < heads) {
     float* to = warp_sums + (warp * heads + g) * D;
     UNROLL
@@ -268,15 +268,19 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
   }
   if (splits.count == 1) return;
 
-  fence_device();
+  sync_block();  // thread 0 speaks for all
+  if (threadIdx.x == 0) {
+    unsigned* const counter = counters + row * shape.n_head_kv + kv_head;
+    const unsigned others = unsigned(splits.count * shape.groups) - 1;
+    *is_last = add_release(counter, 1u) == others;
+    if (*is_last) {
+      fence_acquire();
+      *counter = 0;
+    }
+  }
   sync_block();
-  unsigned* const counter = counters + row * shape.n_head_kv + kv_head;
-  if (threadIdx.x == 0) *arrived = atomic_add(counter, 1u);
-  sync_block();
-  if (*arrived != unsigned(splits.count * shape.groups) - 1) return;
-  sync_block();  // the weights may overwrite `arrived`
-  fence_device();
-  if (threadIdx.x == 0) *counter = 0;
+  if (!*is_last) return;
+  sync_block();  // the weights may overwrite `is_last`
   combine_splits<D>(partials, shape, splits.count, most_splits, warp_sums, out, row, kv_head * shape.heads_of_kv());
 }
 

@@ -10,8 +10,6 @@
 #include "cuda/decode_float.h"
 #include "cuda/decode_integer.h"
 #include "cuda/decode_work.h"
-#include "cuda/device/memory.h"
-#include "cuda/device/warp.h"
 #include "cuda/tile_layout.h"
 
 namespace gristmill::cuda {
@@ -169,17 +167,10 @@ DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s) {
       }
     }
     if (!whole) {
-      fence_device();
-      sync_warp();
       const int n_blocks = int(gridDim.x);
       const int first_block = stretch_of(row_begin, s.n_tiles, n_blocks);
       const int last_block = stretch_of(row_end - 1, s.n_tiles, n_blocks);
-      unsigned arrived = 0;
-      if (lane_id() == 0) arrived = atomic_add(work.counters + row_tile, 1u);
-      if (int(shuffle(arrived, 0)) != last_block - first_block) continue;
-      // The last to come.
-      fence_device();
-      if (lane_id() == 0) work.counters[row_tile] = 0;
+      if (!arrives_last(work.counters + row_tile, last_block - first_block + 1)) continue;
       for (int e = lane_id(); e < kSlotFloats<kTokens>; e += kWarp) {
         float sum = 0.0f;
         for (int b = first_block; b <= last_block; ++b)
@@ -197,6 +188,8 @@ KERNEL((kWarp * kDecodeShares / kWarpShares<id, kTokens>), 1)
 decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
   if constexpr (is_for_this_code<kBulk>()) {
     SMEM(std::byte, shared);
+    // Once every block has said so, the kernel behind gets what room this one leaves, and waits for its end there.
+    grid_dependency_launch();
     const int n_warps = int(blockDim.x) / kWarp, block = int(blockIdx.x), n_blocks = int(gridDim.x);
     const int n_tiles = work.row_tiles * work.column_tiles, width = work.column_tiles;
     const Stretch<kTokens> stretch{n_tiles,
@@ -233,7 +226,6 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
         ++row_tile;
       }
     }
-    grid_dependency_launch();
     sync_block();
     join_row_tiles(work, stretch);
   }

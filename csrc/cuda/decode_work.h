@@ -7,7 +7,8 @@
 #include <cstdint>
 
 #include "cuda/activations.h"
-#include "cuda/device/launch.h"
+#include "cuda/device/memory.h"
+#include "cuda/device/warp.h"
 #include "cuda/kv_layout.h"
 #include "cuda/rope_kv.h"
 
@@ -80,6 +81,21 @@ struct DecodeWork {
 HOST_DEVICE int stretch_begin(int begin, int count, int i, int n) { return begin + int(int64_t(count) * i / n); }
 // The stretch that holds the tile at `offset` from the beginning.
 HOST_DEVICE int stretch_of(int offset, int count, int n) { return int(((int64_t(offset) + 1) * n - 1) / count); }
+
+// Counts a warp in whose lanes have left something in device memory for the last of `warps` to take. True for that one:
+// its lanes see what all have left (past L1), and the counter is 0 again.
+DEVICE bool arrives_last(unsigned* counter, int warps) {
+  sync_warp();  // lane 0 speaks for all
+  unsigned before = 0;
+  if (lane_id() == 0) before = add_release(counter, 1u);
+  if (int(shuffle(before, 0)) != warps - 1) return false;
+  if (lane_id() == 0) {
+    fence_acquire();
+    *counter = 0;
+  }
+  sync_warp();  // a shuffle orders no memory
+  return true;
+}
 
 // Where a row tile of the line comes from.
 struct RowTile {

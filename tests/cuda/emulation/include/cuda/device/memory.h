@@ -59,12 +59,13 @@ template <class T>
 T load_coherent(const T* p) {
   return *p;
 }
-inline void fence_device() {}
 inline unsigned atomic_add(unsigned* p, unsigned v) {
   const unsigned old = *p;
   *p = old + v;
   return old;
 }
+inline unsigned add_release(unsigned* p, unsigned v) { return atomic_add(p, v); }
+inline void fence_acquire() {}
 
 inline void grid_dependency_wait() { emulation::grid_dependency_wait(); }
 inline void grid_dependency_launch() {}
