@@ -25,9 +25,9 @@ constexpr int kWarpShares = kTokens > 8 || (kTokens > 4 && Tile<id>::kQuantized)
 
 template <TypeId id>
 constexpr int kStageBytes = (Tile<id>::kTileBytes + 127) / 128 * 128;
-// Tiles in flight for a warp.
+// Tiles in flight for a warp that waits: sixteen warps have room for three of all but the float formats.
 template <TypeId id>
-constexpr int kStages = Tile<id>::kTileBytes > 8192 ? 2 : 4;
+constexpr int kStages = Tile<id>::kTileBytes > 8192 ? 2 : 3;
 template <int kTokens>
 constexpr int kSlotFloats = kTileRows * kTokens;
 // Of one warp: stages, barriers; of one share: two slots for row tiles that it has not whole.
@@ -44,7 +44,7 @@ DEVICE void write_result(const DecodeWork& work, int row_tile, int row, int toke
   if (r < part.n_rows && token < work.n) part.y[token * part.n_rows + r] = part.bias ? value + part.bias[r] : value;
 }
 
-// Tiles on their way to one warp, `count` of them from (row_tile, column) on.
+// Tiles on their way to one warp, `count` of them from (row_tile, column) on: wait() for the next, read it, refill().
 template <TypeId id, bool kBulk>
 class TileStream {
  public:
@@ -53,7 +53,6 @@ class TileStream {
         stages_(memory),
         full_(reinterpret_cast<uint64_t*>(memory + kStages<id> * kStageBytes<id>)),
         row_tile_(row_tile),
-        column_(column),
         left_(count) {
     if constexpr (kBulk) {
       if (lane_id() == 0) {
@@ -62,62 +61,76 @@ class TileStream {
       }
       sync_warp();
     }
-    if (left_ > 0) next_ = row_start() + int64_t(column) * Tile<id>::kTileBytes;
-    for (int i = 0; i < kStages<id> - 1; ++i) issue();
+    if (left_ > 0) start_row(column);
+    for (int i = 0; i < kStages<id>; ++i) {
+      issue();
+      next_stage();
+    }
+    parity_ = 0;
   }
 
-  // The next tile; those before it have been read by every lane.
+  // The next tile.
   DEVICE const std::byte* wait() {
-    const unsigned stage = read_ % kStages<id>;
     if constexpr (kBulk) {
-      barrier_wait(full_ + stage, read_ / kStages<id> & 1u);
-      fence_proxy_async();  // the stage that issue() fills was read by ordinary loads
+      barrier_wait(full_ + stage_, parity_);
     } else {
-      wait_copies<kStages<id> - 2>();
+      wait_copies<kStages<id> - 1>();
+      sync_warp();  // every lane has copied a part
     }
+    return stages_ + stage_ * kStageBytes<id>;
+  }
+  // By every lane when it has read the tile: the next copy takes its place.
+  DEVICE void refill() {
+    if constexpr (kBulk) fence_proxy_async();  // between ordinary loads and a bulk copy to where they were
     sync_warp();
     issue();
-    ++read_;
-    return stages_ + stage * kStageBytes<id>;
+    next_stage();
   }
 
  private:
-  DEVICE const std::byte* row_start() const {
+  DEVICE void start_row(int column) {
     const RowTile at = locate(work_, row_tile_);
-    return work_.parts[at.part].tiles + int64_t(at.index) * work_.column_tiles * Tile<id>::kTileBytes;
+    next_ = work_.parts[at.part].tiles + (int64_t(at.index) * work_.column_tiles + column) * Tile<id>::kTileBytes;
+    in_row_ = work_.column_tiles - column < left_ ? work_.column_tiles - column : left_;
+    left_ -= in_row_;
   }
 
   DEVICE void issue() {
     constexpr int kBytes = Tile<id>::kTileBytes;
-    if (left_ > 0) {
-      const unsigned stage = issued_ % kStages<id>;
-      std::byte* to = stages_ + stage * kStageBytes<id>;
+    if (in_row_ > 0) {
+      std::byte* to = stages_ + stage_ * kStageBytes<id>;
       if constexpr (kBulk) {
         if (lane_id() == 0) {
-          barrier_arrive_expect(full_ + stage, kBytes);
-          copy_bulk(to, next_, kBytes, full_ + stage);
+          barrier_arrive_expect(full_ + stage_, kBytes);
+          copy_bulk(to, next_, kBytes, full_ + stage_);
         }
       } else {
         for (int i = lane_id() * 16; i < kBytes; i += kWarp * 16) copy_async16(to + i, next_ + i);
       }
-      ++issued_;
-      --left_;
       next_ += kBytes;
-      if (++column_ == work_.column_tiles && left_ > 0) {
-        column_ = 0;
+      if (--in_row_ == 0 && left_ > 0) {
         ++row_tile_;
-        next_ = row_start();
+        start_row(0);
       }
     }
     if constexpr (!kBulk) commit_copies();
+  }
+
+  DEVICE void next_stage() {
+    if (++stage_ < kStages<id>) return;
+    stage_ = 0;
+    parity_ ^= 1;
   }
 
   const DecodeWork& work_;
   std::byte* stages_;
   uint64_t* full_;
   const std::byte* next_ = nullptr;
-  int row_tile_, column_, left_;
-  unsigned issued_ = 0, read_ = 0;
+  int row_tile_;         // of the next copy
+  int in_row_ = 0;       // tiles to be copied of that row tile
+  int left_;             // and of those behind it
+  int stage_ = 0;        // that is read next and then filled
+  unsigned parity_ = 0;  // of its barrier
 };
 
 template <TypeId id, int kTokens>
@@ -221,12 +234,18 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
     grid_dependency_wait();
     Sums<id, kTokens> sums;
     sums.clear();
+    typename Sums<id, kTokens>::Cursor cursor(work, column);
     for (int share = share0; share < share1; ++share) {
       const int begin = stretch.share_begin(share), end = stretch.share_begin(share + 1);
-      for (int i = begin; i < end; ++i) {
-        const auto inputs = Sums<id, kTokens>::load(work, column);
-        sums.add(work, stream.wait(), inputs);
-        if (++column < width && i + 1 < end) continue;
+      for (int i = begin; i < end;) {
+        const int n = width - column < end - i ? width - column : end - i;  // of the row tile
+        for (int j = 0; j < n; ++j) {
+          const auto inputs = cursor.next();
+          sums.add(work, stream.wait(), inputs);
+          stream.refill();
+        }
+        i += n;
+        column += n;
         const int row_begin = row_tile * width;
         if (row_begin >= begin && row_begin + width <= end) {
           sums.take([&](int row, int token, float value) { write_result(work, row_tile, row, token, value); });
@@ -239,6 +258,7 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
         if (column < width) continue;
         column = 0;
         ++row_tile;
+        cursor = {work, column};
       }
     }
     sync_block();

@@ -77,7 +77,7 @@ struct DecodeFinish {
 struct DecodeWork {
   DecodePart parts[kDecodeParts];
   int n_parts;
-  bool alternate;  // row tiles of the line are taken from the parts in turn, which are of equal size
+  bool alternate;  // row tiles of the line are taken from the two parts in turn, which are of equal size
   int row_tiles, column_tiles;
   int n;  // tokens
   int64_t n_cols;
@@ -114,7 +114,7 @@ struct RowTile {
   int part, index;
 };
 DEVICE RowTile locate(const DecodeWork& work, int row_tile) {
-  if (work.alternate) return {row_tile % work.n_parts, row_tile / work.n_parts};
+  if (work.alternate) return {row_tile % 2, row_tile / 2};
   int p = 0;
   while (p + 1 < work.n_parts && row_tile >= work.parts[p + 1].first_row_tile) ++p;
   return {p, row_tile - work.parts[p].first_row_tile};
