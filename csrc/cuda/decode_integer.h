@@ -59,41 +59,35 @@ class IntegerSums {
   static constexpr int kBlocks = kTokens > 8 ? kTokens / 8 : 1;
 
  public:
-  // Where the lane's activations of a column tile lie. Tokens that there are none of have the last one's: their sums go
-  // nowhere, and loads need no condition.
+  // Where the lane's activations of a column tile lie, of the first block. Tokens that it has not have the last one's:
+  // their sums go nowhere, and loads need no condition. Only blocks behind it ask.
   struct Inputs {
-    const int8_t* planes[kBlocks];  // column g of B is one plane of one token; planes of a token follow each other
-    const float* scales[kBlocks][kOwn];
-    const int32_t* totals[kBlocks][kOwn];
+    const int8_t* planes;  // column g of B is one plane of one token; planes of a token follow each other
+    const float* scales[kOwn];
+    const int32_t* totals[kOwn];
   };
   class Cursor {
    public:
     DEVICE Cursor(const DecodeWork& work, int column_tile) {
       const int g = lane_id() / 4, t = lane_id() % 4;
       const int64_t column = int64_t(column_tile) * kTileColumns;
+      const int plane = kPlanes == 2 ? 2 * token_of(work, g) : 2 * token_of(work, g / 2) + g % 2;
+      at_.planes = work.planes + plane * work.padded + column + 8 * t;
       UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        const int of_plane = token_of(work, b * kInBlock + (kPlanes == 2 ? g : g / 2));
-        at_.planes[b] = work.planes + (2 * of_plane + (kPlanes == 2 ? 0 : g % 2)) * work.padded + column + 8 * t;
-        UNROLL
-        for (int own = 0; own < kOwn; ++own) {
-          const int64_t first = token_of(work, b * kInBlock + kOwn * t + own) * work.padded + column;
-          at_.scales[b][own] = work.scales + first / 32;
-          at_.totals[b][own] = work.sums + first / 16;
-        }
+      for (int own = 0; own < kOwn; ++own) {
+        const int64_t first = token_of(work, kOwn * t + own) * work.padded + column;
+        at_.scales[own] = work.scales + first / 32;
+        at_.totals[own] = work.sums + first / 16;
       }
     }
     // Of this column tile; then the cursor is at the next one.
     DEVICE Inputs next() {
       const Inputs at = at_;
+      at_.planes += kTileColumns;
       UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        at_.planes[b] += kTileColumns;
-        UNROLL
-        for (int own = 0; own < kOwn; ++own) {
-          at_.scales[b][own] += kTileColumns / 32;
-          at_.totals[b][own] += kTileColumns / 16;
-        }
+      for (int own = 0; own < kOwn; ++own) {
+        at_.scales[own] += kTileColumns / 32;
+        at_.totals[own] += kTileColumns / 16;
       }
       return at;
     }
@@ -113,10 +107,10 @@ class IntegerSums {
 
   DEVICE void add(const DecodeWork& work, const std::byte* tile, const Inputs& inputs) {
     const int lane = lane_id(), g = lane / 4;
+    [[maybe_unused]] const int t = lane % 4;
     TileCodes<id> codes(tile, lane);
     const TileScales<id> low_row(tile, g), high_row(tile, g + 8);
-    float scales[kBlocks][kOwn][4];                                // of four groups
-    int4 totals[kBlocks][kOwn];                                    // of two groups
+    LaneActivations ahead[kOwn];
     float pairs[kBlocks][2 * kOwn], halves[kBlocks][2 * kOwn][2];  // of two pairs each
     UNROLL
     for (int group = 0; group < kTileColumns / 32; ++group) {
@@ -130,27 +124,28 @@ class IntegerSums {
       }
       UNROLL
       for (int block = 0; block < kBlocks; ++block) {
-        if (kBlocks > 1 && block * kInBlock >= work.n) break;
+        const int first = block * kInBlock;
+        if (first > 0 && first >= work.n) break;
         int d[kPlanes][kHalves][4] = {};
         UNROLL
         for (int p = 0; p < kPlanes; ++p) {
-          const int8_t* from = inputs.planes[block] + p * work.padded + 32 * group;
-          multiply_group<id>(d[p], a, *reinterpret_cast<const uint2*>(from));
+          const int8_t* from = inputs.planes + (int64_t(first) * 2 + p) * work.padded + 32 * group;
+          const bool there = first == 0 || first + g < work.n;
+          multiply_group<id>(d[p], a, there ? *reinterpret_cast<const uint2*>(from) : uint2{0u, 0u});
         }
         UNROLL
         for (int own = 0; own < kOwn; ++own) {
-          float (&four)[4] = scales[block][own];
-          if (group % 4 == 0) {
-            const float4 v = *reinterpret_cast<const float4*>(inputs.scales[block][own] + group);
-            four[0] = v.x;
-            four[1] = v.y;
-            four[2] = v.z;
-            four[3] = v.w;
+          float scale = 0.0f;
+          int2 total{0, 0};
+          if constexpr (kBlocks == 1) {
+            ahead[own].load(inputs, own, group);
+            scale = ahead[own].scales[group % 4];
+            total = ahead[own].totals[group % 2];
+          } else if (first == 0 || first + kOwn * t + own < work.n) {
+            scale = inputs.scales[own][first * (work.padded / 32) + group];
+            const int32_t* from = inputs.totals[own] + first * (work.padded / 16) + 2 * group;
+            if (kReadsSums<id>) total = *reinterpret_cast<const int2*>(from);
           }
-          int4& two = totals[block][own];
-          if (kReadsSums<id> && group % 2 == 0)
-            two = *reinterpret_cast<const int4*>(inputs.totals[block][own] + 2 * group);
-          const int2 total = group % 2 == 0 ? int2{two.x, two.y} : int2{two.z, two.w};
           UNROLL
           for (int row = 0; row < 2; ++row) {
             float& sum = pairs[block][row * kOwn + own];
@@ -161,8 +156,8 @@ class IntegerSums {
               const int hi = kPlanes == 1 ? d[0][half][2 * row] : d[0][half][2 * row + own];
               const int lo = kPlanes == 1 ? d[0][half][2 * row + 1] : d[kPlanes - 1][half][2 * row + own];
               const int integers = kHalves == 1 ? total.x + total.y : half == 0 ? total.x : total.y;
-              sum = add_group<id>(hi, lo, integers, four[group % 4], row == 0 ? low[half] : high[half],
-                                  code_factor<id>(group), sum);
+              sum = add_group<id>(hi, lo, integers, scale, row == 0 ? low[half] : high[half], code_factor<id>(group),
+                                  sum);
             }
           }
         }
@@ -189,6 +184,27 @@ class IntegerSums {
   }
 
  private:
+  // What one of the lane's tokens has for the group at hand, read for four groups (two of the sums) at a time.
+  struct LaneActivations {
+    float scales[4] = {};
+    int2 totals[2] = {};
+
+    DEVICE void load(const Inputs& inputs, int own, int group) {
+      if (group % 4 == 0) {
+        const float4 v = *reinterpret_cast<const float4*>(inputs.scales[own] + group);
+        scales[0] = v.x;
+        scales[1] = v.y;
+        scales[2] = v.z;
+        scales[3] = v.w;
+      }
+      if (kReadsSums<id> && group % 2 == 0) {
+        const int4 v = *reinterpret_cast<const int4*>(inputs.totals[own] + 2 * group);
+        totals[0] = {v.x, v.y};
+        totals[1] = {v.z, v.w};
+      }
+    }
+  };
+
   float acc_[kBlocks][2 * kOwn];  // [eight tokens][row g, g + 8][own tokens]
 };
 
