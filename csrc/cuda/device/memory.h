@@ -18,6 +18,11 @@ DEVICE uint4 load_once16(const void* p) {
   return v;
 }
 
+// 8 bytes to device memory in one instruction: where it cannot follow an address, the compiler makes two of a uint2.
+DEVICE void store8(void* p, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x), "r"(v.y) : "memory");
+}
+
 // cp.async: 16 bytes to shared memory, past L1. The copies between two commits are a group.
 DEVICE void copy_async16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");

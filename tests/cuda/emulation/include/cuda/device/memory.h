@@ -18,6 +18,11 @@ inline uint4 load_once16(const void* p, const Site& site = Site::current()) {
   return v;
 }
 
+inline void store8(void* p, uint2 v, const Site& site = Site::current()) {
+  if (reinterpret_cast<uintptr_t>(p) % 8 != 0) emulation::fail(site, "a store of 8 bytes that are not aligned");
+  std::memcpy(p, &v, sizeof(v));
+}
+
 inline void copy_async16(void* to, const void* from, const Site& site = Site::current()) {
   emulation::queue_copy(to, from, 16, 16, site);
 }
