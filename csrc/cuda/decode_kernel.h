@@ -18,10 +18,11 @@ namespace gristmill::cuda {
 template <TypeId id>
 void launch_decode(const DecodeWork& work, const DeviceInfo& device, bool dependent, Stream stream);
 
-// How many shares a warp takes: many tokens have many sums, and eight do not fit the 128 registers that sixteen warps
-// leave each thread.
+// How many shares a warp takes: many tokens have many sums, and eight (four where groups are 16 weights) do not fit the
+// 128 registers that sixteen warps leave each thread.
 template <TypeId id, int kTokens>
-constexpr int kWarpShares = kTokens > 8 || (kTokens > 4 && Tile<id>::kQuantized) ? 2 : 1;
+constexpr int kWarpShares =
+    kTokens > 8 || (Tile<id>::kQuantized && kTokens > (CodeTraits<id>::kGroup == 16 ? 1 : 4)) ? 2 : 1;
 
 template <TypeId id>
 constexpr int kStageBytes = (Tile<id>::kTileBytes + 127) / 128 * 128;
