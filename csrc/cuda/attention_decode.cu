@@ -49,6 +49,15 @@ struct Partial {
   DEVICE float* maximum(int head) const { return at + kHeads * D + 2 * head; }
 };
 
+// A warp's sums for one head in shared memory. Lane 4 g + t stores 16 bytes of head g at value_column(j, 2 t or 2 t +
+// 1), eight lanes at a time: columns 8 (Q8_0) or 16 (F16) apart, of two heads. Rows 4 floats longer, or 8 or 24 and 4
+// more behind each 32 columns, put them into different banks.
+template <KvType type, int D>
+struct WarpSums {
+  static constexpr int kRow = D + (type == KvType::Q8_0 ? 4 : D == 64 ? 8 : 24);
+  static DEVICE int at(int column) { return type == KvType::Q8_0 ? column : column + column / 32 * 4; }
+};
+
 // Where results go: rows of n_head * D floats, and where planes is given also in the form that products read.
 struct Output {
   float* floats;
@@ -227,15 +236,18 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
 
   // The block's warps.
   sync_block();
-  float* const warp_sums = reinterpret_cast<float*>(shared);  // [warps][heads][D]
-  float* const warp_maxima = warp_sums + warps * heads * D;   // [warps][heads][2]
-  unsigned* const arrived = reinterpret_cast<unsigned*>(warp_maxima + 2 * warps * heads);
+  using Sums = WarpSums<type, D>;
+  float* const warp_sums = reinterpret_cast<float*>(shared);          // [warps][heads], rows of Sums
+  float* const warp_maxima = warp_sums + warps * heads * Sums::kRow;  // [warps][heads][2]
+  bool* const is_last = reinterpret_cast<bool*>(warp_maxima + 2 * warps * heads);
   if (g < heads) {
-    float* to = warp_sums + (warp * heads + g) * D;
+    float* to = warp_sums + (warp * heads + g) * Sums::kRow;
     UNROLL
-    for (int j = 0; j < D / 8; ++j) {
-      to[Tile::value_column(j, 2 * t)] = o[j][0] + o[j][2];
-      to[Tile::value_column(j, 2 * t + 1)] = o[j][1] + o[j][3];
+    for (int j = 0; j < D / 8; j += 4) {  // whose columns lie side by side
+      *reinterpret_cast<float4*>(to + Sums::at(Tile::value_column(j, 2 * t))) = {
+          o[j][0] + o[j][2], o[j + 1][0] + o[j + 1][2], o[j + 2][0] + o[j + 2][2], o[j + 3][0] + o[j + 3][2]};
+      *reinterpret_cast<float4*>(to + Sums::at(Tile::value_column(j, 2 * t + 1))) = {
+          o[j][1] + o[j][3], o[j + 1][1] + o[j + 1][3], o[j + 2][1] + o[j + 2][3], o[j + 3][1] + o[j + 3][3]};
     }
     if (t == 0) {
       warp_maxima[2 * (warp * heads + g)] = most;
@@ -254,7 +266,7 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
     for (int w = 0; w < warps; ++w)
       sum = fmaf(warp_maxima[2 * (w * heads + head) + 1], exp2_fast(maximum(w) - block_most), sum);
     const float4 v = combine(warps, block_most, maximum, [&](int w) {
-      return *reinterpret_cast<const float4*>(warp_sums + (w * heads + head) * D + at);
+      return *reinterpret_cast<const float4*>(warp_sums + (w * heads + head) * Sums::kRow + Sums::at(at));
     });
     if (splits.count == 1) {
       out.store(row, int64_t(shape.n_head) * D, head0 * (D / 4) + i, {v.x / sum, v.y / sum, v.z / sum, v.w / sum});
@@ -268,15 +280,19 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
   }
   if (splits.count == 1) return;
 
-  fence_device();
+  sync_block();  // thread 0 speaks for all
+  if (threadIdx.x == 0) {
+    unsigned* const counter = counters + row * shape.n_head_kv + kv_head;
+    const unsigned others = unsigned(splits.count * shape.groups) - 1;
+    *is_last = add_release(counter, 1u) == others;
+    if (*is_last) {
+      fence_acquire();
+      *counter = 0;
+    }
+  }
   sync_block();
-  unsigned* const counter = counters + row * shape.n_head_kv + kv_head;
-  if (threadIdx.x == 0) *arrived = atomic_add(counter, 1u);
-  sync_block();
-  if (*arrived != unsigned(splits.count * shape.groups) - 1) return;
-  sync_block();  // the weights may overwrite `arrived`
-  fence_device();
-  if (threadIdx.x == 0) *counter = 0;
+  if (!*is_last) return;
+  sync_block();  // the weights may overwrite `is_last`
   combine_splits<D>(partials, shape, splits.count, most_splits, warp_sums, out, row, kv_head * shape.heads_of_kv());
 }
 
@@ -294,7 +310,7 @@ Plan make_plan(const KvLayout& layout, int n_head, const DeviceInfo& device) {
   plan.most_splits = std::max(1, device.multiprocessors / (layout.n_head_kv * plan.groups));
   for (plan.warps = kMostWarps; plan.warps > 0; plan.warps /= 2) {
     const size_t copies = size_t(plan.warps) * kStages * KvTile<type, D>::kBytes;
-    const size_t sums = size_t(plan.warps) * kHeads * (D + 2) * 4 + 16;
+    const size_t sums = size_t(plan.warps) * kHeads * (WarpSums<type, D>::kRow + 2) * 4 + 16;
     plan.shared_bytes = std::max({copies, sums, size_t(heads_of_kv) * size_t(plan.most_splits) * 4});
     if (int64_t(plan.shared_bytes) <= device.shared_bytes_per_block) return plan;
   }

@@ -4,7 +4,6 @@
 
 #include "cuda/convert.h"
 #include "cuda/decode_work.h"
-#include "cuda/device/memory.h"
 #include "cuda/rope_kv.h"
 
 namespace gristmill::cuda {
@@ -119,13 +118,7 @@ DEVICE void finish_row_tile(const DecodeWork& work, int row_tile) {
     tiles = (part.role == Role::kValue ? finish.heads.head_dim_v : finish.heads.head_dim_k) / kTileRows;
     group = part.first_group + at.index / tiles;
   }
-  fence_device();
-  sync_warp();
-  unsigned arrived = 0;
-  if (lane_id() == 0) arrived = atomic_add(finish.arrivals + group, 1u);
-  if (shuffle(arrived, 0) != unsigned(tiles) - 1) return;
-  fence_device();
-  if (lane_id() == 0) finish.arrivals[group] = 0;
+  if (!arrives_last(finish.arrivals + group, tiles)) return;
   if (finish.kind == FinishKind::kHeads) {
     finish_head<kTokens>(work, part, at.index / tiles);
   } else {

@@ -19,7 +19,14 @@ class FloatSums {
   struct Inputs {
     int column_tile;
   };
-  DEVICE static Inputs load(const DecodeWork&, int column_tile) { return {column_tile}; }
+  class Cursor {
+   public:
+    DEVICE Cursor(const DecodeWork&, int column_tile) : column_tile_(column_tile) {}
+    DEVICE Inputs next() { return {column_tile_++}; }
+
+   private:
+    int column_tile_;
+  };
 
   DEVICE void clear() {
     UNROLL

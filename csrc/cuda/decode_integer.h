@@ -32,14 +32,15 @@ DEVICE void multiply_group(int (&d)[kHalves][4], const uint32_t (&a)[4], const u
   }
 }
 
-// sum + what a group adds: hi and lo are products with the planes, codes the sum of the token's integers. The joined
-// product stays below 2^28 in magnitude.
+// sum + what a group adds: hi and lo are products with the planes, codes the sum of the token's integers, factor that
+// of the weights' codes. The joined product stays below 2^28 in magnitude; where the factor is 16 its low four bits are
+// zeros, so that neither it nor the scale's sixteenth loses any bit.
 template <TypeId id>
-DEVICE float add_group(int hi, int lo, int codes, float token_scale, const GroupScale& w, float sum) {
+DEVICE float add_group(int hi, int lo, int codes, float token_scale, const GroupScale& w, int factor, float sum) {
   using Traits = CodeTraits<id>;
   int product = 128 * hi + lo;
-  if (Traits::kZero != 0) product -= Traits::kZero * codes;
-  sum = fmaf(w.scale * token_scale, float(product), sum);
+  if (Traits::kZero != 0) product -= Traits::kZero * factor * codes;
+  sum = fmaf(w.scale * (1.0f / float(factor)) * token_scale, float(product), sum);
   if (Traits::kHasMin) sum = fmaf(w.min, token_scale * float(codes), sum);
   return sum;
 }
@@ -58,11 +59,43 @@ class IntegerSums {
   static constexpr int kBlocks = kTokens > 8 ? kTokens / 8 : 1;
 
  public:
-  // What can be loaded before the tile is there.
+  // Where the lane's activations of a column tile lie, of the first block. Tokens that it has not have the last one's:
+  // their sums go nowhere, and loads need no condition. Only blocks behind it ask.
   struct Inputs {
-    int64_t column;
+    const int8_t* planes;  // column g of B is one plane of one token; planes of a token follow each other
+    const float* scales[kOwn];
+    const int32_t* totals[kOwn];
   };
-  DEVICE static Inputs load(const DecodeWork&, int column_tile) { return {int64_t(column_tile) * kTileColumns}; }
+  class Cursor {
+   public:
+    DEVICE Cursor(const DecodeWork& work, int column_tile) {
+      const int g = lane_id() / 4, t = lane_id() % 4;
+      const int64_t column = int64_t(column_tile) * kTileColumns;
+      const int plane = kPlanes == 2 ? 2 * token_of(work, g) : 2 * token_of(work, g / 2) + g % 2;
+      at_.planes = work.planes + plane * work.padded + column + 8 * t;
+      UNROLL
+      for (int own = 0; own < kOwn; ++own) {
+        const int64_t first = token_of(work, kOwn * t + own) * work.padded + column;
+        at_.scales[own] = work.scales + first / 32;
+        at_.totals[own] = work.sums + first / 16;
+      }
+    }
+    // Of this column tile; then the cursor is at the next one.
+    DEVICE Inputs next() {
+      const Inputs at = at_;
+      at_.planes += kTileColumns;
+      UNROLL
+      for (int own = 0; own < kOwn; ++own) {
+        at_.scales[own] += kTileColumns / 32;
+        at_.totals[own] += kTileColumns / 16;
+      }
+      return at;
+    }
+
+   private:
+    DEVICE static int token_of(const DecodeWork& work, int i) { return i < work.n ? i : work.n - 1; }
+    Inputs at_;
+  };
 
   DEVICE void clear() {
     UNROLL
@@ -73,18 +106,16 @@ class IntegerSums {
   }
 
   DEVICE void add(const DecodeWork& work, const std::byte* tile, const Inputs& inputs) {
-    const int lane = lane_id(), g = lane / 4, t = lane % 4;
+    const int lane = lane_id(), g = lane / 4;
+    [[maybe_unused]] const int t = lane % 4;
     TileCodes<id> codes(tile, lane);
     const TileScales<id> low_row(tile, g), high_row(tile, g + 8);
-    // A column of B is one plane of one token; planes of a token follow each other.
-    const int8_t* planes = work.planes + int64_t(g) * kPlanes * work.padded + inputs.column + 8 * t;
-    const float* scales = work.scales + (kOwn * t * work.padded + inputs.column) / 32;
-    const int32_t* totals = work.sums + (kOwn * t * work.padded + inputs.column) / 16;
-    float pairs[kBlocks][2 * kOwn], halves[kBlocks][2 * kOwn][2];  // of the tile: two pairs each
+    LaneActivations ahead[kOwn];
+    float pairs[kBlocks][2 * kOwn], halves[kBlocks][2 * kOwn][2];  // of two pairs each
     UNROLL
     for (int group = 0; group < kTileColumns / 32; ++group) {
       uint32_t a[4];
-      codes.fragment(group, a);
+      codes.product_fragment(group, a);
       GroupScale low[kHalves], high[kHalves];
       UNROLL
       for (int half = 0; half < kHalves; ++half) {
@@ -93,22 +124,28 @@ class IntegerSums {
       }
       UNROLL
       for (int block = 0; block < kBlocks; ++block) {
-        const int first = block * 8;
-        if (kBlocks > 1 && first >= work.n) break;
-        const bool has_column = kTokens == 4 ? g < 2 * work.n : first + g < work.n;
+        const int first = block * kInBlock;
+        if (first > 0 && first >= work.n) break;
         int d[kPlanes][kHalves][4] = {};
         UNROLL
         for (int p = 0; p < kPlanes; ++p) {
-          const int8_t* from = planes + (int64_t(first) * 2 + p) * work.padded + 32 * group;
-          multiply_group<id>(d[p], a, has_column ? *reinterpret_cast<const uint2*>(from) : uint2{0u, 0u});
+          const int8_t* from = inputs.planes + (int64_t(first) * 2 + p) * work.padded + 32 * group;
+          const bool there = first == 0 || first + g < work.n;
+          multiply_group<id>(d[p], a, there ? *reinterpret_cast<const uint2*>(from) : uint2{0u, 0u});
         }
         UNROLL
         for (int own = 0; own < kOwn; ++own) {
-          const bool has_token = first + kOwn * t + own < work.n;
-          const float scale = has_token ? scales[(first + own) * (work.padded / 32) + group] : 0.0f;
+          float scale = 0.0f;
           int2 total{0, 0};
-          if (kReadsSums<id> && has_token)
-            total = *reinterpret_cast<const int2*>(totals + (first + own) * (work.padded / 16) + 2 * group);
+          if constexpr (kBlocks == 1) {
+            ahead[own].load(inputs, own, group);
+            scale = ahead[own].scales[group % 4];
+            total = ahead[own].totals[group % 2];
+          } else if (first == 0 || first + kOwn * t + own < work.n) {
+            scale = inputs.scales[own][first * (work.padded / 32) + group];
+            const int32_t* from = inputs.totals[own] + first * (work.padded / 16) + 2 * group;
+            if (kReadsSums<id>) total = *reinterpret_cast<const int2*>(from);
+          }
           UNROLL
           for (int row = 0; row < 2; ++row) {
             float& sum = pairs[block][row * kOwn + own];
@@ -119,7 +156,8 @@ class IntegerSums {
               const int hi = kPlanes == 1 ? d[0][half][2 * row] : d[0][half][2 * row + own];
               const int lo = kPlanes == 1 ? d[0][half][2 * row + 1] : d[kPlanes - 1][half][2 * row + own];
               const int integers = kHalves == 1 ? total.x + total.y : half == 0 ? total.x : total.y;
-              sum = add_group<id>(hi, lo, integers, scale, row == 0 ? low[half] : high[half], sum);
+              sum = add_group<id>(hi, lo, integers, scale, row == 0 ? low[half] : high[half], code_factor<id>(group),
+                                  sum);
             }
           }
         }
@@ -146,6 +184,27 @@ class IntegerSums {
   }
 
  private:
+  // What one of the lane's tokens has for the group at hand, read for four groups (two of the sums) at a time.
+  struct LaneActivations {
+    float scales[4] = {};
+    int2 totals[2] = {};
+
+    DEVICE void load(const Inputs& inputs, int own, int group) {
+      if (group % 4 == 0) {
+        const float4 v = *reinterpret_cast<const float4*>(inputs.scales[own] + group);
+        scales[0] = v.x;
+        scales[1] = v.y;
+        scales[2] = v.z;
+        scales[3] = v.w;
+      }
+      if (kReadsSums<id> && group % 2 == 0) {
+        const int4 v = *reinterpret_cast<const int4*>(inputs.totals[own] + 2 * group);
+        totals[0] = {v.x, v.y};
+        totals[1] = {v.z, v.w};
+      }
+    }
+  };
+
   float acc_[kBlocks][2 * kOwn];  // [eight tokens][row g, g + 8][own tokens]
 };
 
@@ -160,16 +219,32 @@ class IntegerSums<id, 1> {
     float2 scale;  // of the groups of pair t
     int4 totals;
   };
-  DEVICE static Inputs load(const DecodeWork& work, int column_tile) {
-    const int g = lane_id() / 4, t = lane_id() % 4;
-    const int64_t column = int64_t(column_tile) * kTileColumns;
-    const int8_t* plane = work.planes + g % 2 * work.padded + column + g / 2 * 64 + 8 * t;
-    Inputs in{{*reinterpret_cast<const uint2*>(plane), *reinterpret_cast<const uint2*>(plane + 32)},
-              *reinterpret_cast<const float2*>(work.scales + column / 32 + 2 * t),
-              {0, 0, 0, 0}};
-    if (kReadsSums<id>) in.totals = *reinterpret_cast<const int4*>(work.sums + column / 16 + 4 * t);
-    return in;
-  }
+  class Cursor {
+   public:
+    DEVICE Cursor(const DecodeWork& work, int column_tile) {
+      const int g = lane_id() / 4, t = lane_id() % 4;
+      const int64_t column = int64_t(column_tile) * kTileColumns;
+      plane_ = work.planes + g % 2 * work.padded + column + g / 2 * 64 + 8 * t;
+      scales_ = work.scales + column / 32 + 2 * t;
+      sums_ = work.sums + column / 16 + 4 * t;
+    }
+    // Loads what belongs to this column tile; then the cursor is at the next one.
+    DEVICE Inputs next() {
+      Inputs in{{*reinterpret_cast<const uint2*>(plane_), *reinterpret_cast<const uint2*>(plane_ + 32)},
+                *reinterpret_cast<const float2*>(scales_),
+                {0, 0, 0, 0}};
+      if (kReadsSums<id>) in.totals = *reinterpret_cast<const int4*>(sums_);
+      plane_ += kTileColumns;
+      scales_ += kTileColumns / 32;
+      sums_ += kTileColumns / 16;
+      return in;
+    }
+
+   private:
+    const int8_t* plane_;
+    const float* scales_;
+    const int32_t* sums_;
+  };
 
   DEVICE void clear() { acc_[0] = acc_[1] = 0.0f; }
 
@@ -180,7 +255,7 @@ class IntegerSums<id, 1> {
     UNROLL
     for (int group = 0; group < kTileColumns / 32; ++group) {
       uint32_t a[4];
-      codes.fragment(group, a);
+      codes.product_fragment(group, a);
       const bool mine = g / 2 == group / 2;
       const uint2 b = in.b[group % 2];
       multiply_group<id>(d[group % 2], a, uint2{mine ? b.x : 0u, mine ? b.y : 0u});
@@ -197,7 +272,7 @@ class IntegerSums<id, 1> {
         for (int half = 0; half < kHalves; ++half) {
           const int integers = kHalves == 1 ? first + second : half == 0 ? first : second;
           sum = add_group<id>(d[odd][half][2 * row], d[odd][half][2 * row + 1], integers,
-                              odd == 0 ? in.scale.x : in.scale.y, w[odd * kHalves + half], sum);
+                              odd == 0 ? in.scale.x : in.scale.y, w[odd * kHalves + half], code_factor<id>(odd), sum);
         }
       }
       sum += shuffle_xor(sum, 1);

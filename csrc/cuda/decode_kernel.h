@@ -10,8 +10,6 @@
 #include "cuda/decode_float.h"
 #include "cuda/decode_integer.h"
 #include "cuda/decode_work.h"
-#include "cuda/device/memory.h"
-#include "cuda/device/warp.h"
 #include "cuda/tile_layout.h"
 
 namespace gristmill::cuda {
@@ -20,16 +18,17 @@ namespace gristmill::cuda {
 template <TypeId id>
 void launch_decode(const DecodeWork& work, const DeviceInfo& device, bool dependent, Stream stream);
 
-// How many shares a warp takes: many tokens have many sums, and eight do not fit the 128 registers that sixteen warps
-// leave each thread.
+// How many shares a warp takes: many tokens have many sums, and eight (four where groups are 16 weights) do not fit the
+// 128 registers that sixteen warps leave each thread.
 template <TypeId id, int kTokens>
-constexpr int kWarpShares = kTokens > 8 || (kTokens > 4 && Tile<id>::kQuantized) ? 2 : 1;
+constexpr int kWarpShares =
+    kTokens > 8 || (Tile<id>::kQuantized && kTokens > (CodeTraits<id>::kGroup == 16 ? 1 : 4)) ? 2 : 1;
 
 template <TypeId id>
 constexpr int kStageBytes = (Tile<id>::kTileBytes + 127) / 128 * 128;
-// Tiles in flight for a warp.
+// Tiles in flight for a warp that waits: sixteen warps have room for three of all but the float formats.
 template <TypeId id>
-constexpr int kStages = Tile<id>::kTileBytes > 8192 ? 2 : 4;
+constexpr int kStages = Tile<id>::kTileBytes > 8192 ? 2 : 3;
 template <int kTokens>
 constexpr int kSlotFloats = kTileRows * kTokens;
 // Of one warp: stages, barriers; of one share: two slots for row tiles that it has not whole.
@@ -46,7 +45,7 @@ DEVICE void write_result(const DecodeWork& work, int row_tile, int row, int toke
   if (r < part.n_rows && token < work.n) part.y[token * part.n_rows + r] = part.bias ? value + part.bias[r] : value;
 }
 
-// Tiles on their way to one warp, `count` of them from (row_tile, column) on.
+// Tiles on their way to one warp, `count` of them from (row_tile, column) on: wait() for the next, read it, refill().
 template <TypeId id, bool kBulk>
 class TileStream {
  public:
@@ -55,7 +54,6 @@ class TileStream {
         stages_(memory),
         full_(reinterpret_cast<uint64_t*>(memory + kStages<id> * kStageBytes<id>)),
         row_tile_(row_tile),
-        column_(column),
         left_(count) {
     if constexpr (kBulk) {
       if (lane_id() == 0) {
@@ -64,104 +62,137 @@ class TileStream {
       }
       sync_warp();
     }
-    if (left_ > 0) next_ = row_start() + int64_t(column) * Tile<id>::kTileBytes;
-    for (int i = 0; i < kStages<id> - 1; ++i) issue();
+    if (left_ > 0) start_row(column);
+    for (int i = 0; i < kStages<id>; ++i) {
+      issue();
+      next_stage();
+    }
+    parity_ = 0;
   }
 
-  // The next tile; those before it have been read by every lane.
+  // The next tile.
   DEVICE const std::byte* wait() {
-    const unsigned stage = read_ % kStages<id>;
     if constexpr (kBulk) {
-      barrier_wait(full_ + stage, read_ / kStages<id> & 1u);
-      fence_proxy_async();  // the stage that issue() fills was read by ordinary loads
+      barrier_wait(full_ + stage_, parity_);
     } else {
-      wait_copies<kStages<id> - 2>();
+      wait_copies<kStages<id> - 1>();
+      sync_warp();  // every lane has copied a part
     }
+    return stages_ + stage_ * kStageBytes<id>;
+  }
+  // By every lane when it has read the tile: the next copy takes its place.
+  DEVICE void refill() {
+    if constexpr (kBulk) fence_proxy_async();  // between ordinary loads and a bulk copy to where they were
     sync_warp();
     issue();
-    ++read_;
-    return stages_ + stage * kStageBytes<id>;
+    next_stage();
   }
 
  private:
-  DEVICE const std::byte* row_start() const {
+  DEVICE void start_row(int column) {
     const RowTile at = locate(work_, row_tile_);
-    return work_.parts[at.part].tiles + int64_t(at.index) * work_.column_tiles * Tile<id>::kTileBytes;
+    next_ = work_.parts[at.part].tiles + (int64_t(at.index) * work_.column_tiles + column) * Tile<id>::kTileBytes;
+    in_row_ = work_.column_tiles - column < left_ ? work_.column_tiles - column : left_;
+    left_ -= in_row_;
   }
 
   DEVICE void issue() {
     constexpr int kBytes = Tile<id>::kTileBytes;
-    if (left_ > 0) {
-      const unsigned stage = issued_ % kStages<id>;
-      std::byte* to = stages_ + stage * kStageBytes<id>;
+    if (in_row_ > 0) {
+      std::byte* to = stages_ + stage_ * kStageBytes<id>;
       if constexpr (kBulk) {
         if (lane_id() == 0) {
-          barrier_arrive_expect(full_ + stage, kBytes);
-          copy_bulk(to, next_, kBytes, full_ + stage);
+          barrier_arrive_expect(full_ + stage_, kBytes);
+          copy_bulk(to, next_, kBytes, full_ + stage_);
         }
       } else {
         for (int i = lane_id() * 16; i < kBytes; i += kWarp * 16) copy_async16(to + i, next_ + i);
       }
-      ++issued_;
-      --left_;
       next_ += kBytes;
-      if (++column_ == work_.column_tiles && left_ > 0) {
-        column_ = 0;
+      if (--in_row_ == 0 && left_ > 0) {
         ++row_tile_;
-        next_ = row_start();
+        start_row(0);
       }
     }
     if constexpr (!kBulk) commit_copies();
+  }
+
+  DEVICE void next_stage() {
+    if (++stage_ < kStages<id>) return;
+    stage_ = 0;
+    parity_ ^= 1;
   }
 
   const DecodeWork& work_;
   std::byte* stages_;
   uint64_t* full_;
   const std::byte* next_ = nullptr;
-  int row_tile_, column_, left_;
-  unsigned issued_ = 0, read_ = 0;
+  int row_tile_;         // of the next copy
+  int in_row_ = 0;       // tiles to be copied of that row tile
+  int left_;             // and of those behind it
+  int stage_ = 0;        // that is read next and then filled
+  unsigned parity_ = 0;  // of its barrier
 };
 
 template <TypeId id, int kTokens>
 using Sums = std::conditional_t<Tile<id>::kQuantized, IntegerSums<id, kTokens>, FloatSums<id, kTokens>>;
 
+// Of the two slots of a block or a share that begins at tile `begin`: the one for a row tile that it has a part of.
+DEVICE int slot_of(int begin, int row_begin) { return begin >= row_begin ? 0 : 1; }
+
 // A block's place on the line of tiles, and its slots in shared memory.
 template <int kTokens>
 struct Stretch {
-  int n_tiles, width;  // of the line; tiles of a row tile
-  int begin, end;      // of the block
+  int begin, end;
+  EqualParts shares;
   int n_shares;
   float* slots;
 
-  DEVICE int share_begin(int share) const { return stretch_begin(begin, end - begin, share, n_shares); }
-  DEVICE int share_of(int tile) const { return stretch_of(tile - begin, end - begin, n_shares); }
-  // What a share that begins at tile share_begin has of a row tile.
-  DEVICE float* slot(int share, int share_begin, int row_tile) const {
-    return slots + (2 * share + (share_begin / width == row_tile ? 0 : 1)) * kSlotFloats<kTokens>;
+  DEVICE int share_begin(int share) const { return begin + shares.begin(share); }
+  // The share that holds a tile of the block. All lanes of the warp call it.
+  DEVICE int share_of(int tile) const {
+    const bool before = lane_id() < n_shares && share_begin(lane_id()) <= tile;
+    return int(count_bits(warp_ballot(before))) - 1;
+  }
+  // What a share has of the row tile that begins at row_begin.
+  DEVICE float* slot(int share, int row_begin) const {
+    return slots + (2 * share + slot_of(share_begin(share), row_begin)) * kSlotFloats<kTokens>;
   }
 };
 
+// What blocks first to last have of element e of a row tile, in order.
+template <int kTokens>
+DEVICE float sum_blocks(const DecodeWork& work, int first, int last, int row_begin, int e) {
+  constexpr int kAtOnce = 4;  // loads that wait for L2 together
+  float sum = 0.0f;
+  for (int block = first; block <= last; block += kAtOnce) {
+    float v[kAtOnce];
+    UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int slot = 2 * (block + i) + slot_of(work.blocks.begin(block + i), row_begin);
+      v[i] = block + i <= last ? load_coherent(work.partials + int64_t(slot) * kSlotFloats<kTokens> + e) : 0.0f;
+    }
+    UNROLL
+    for (int i = 0; i < kAtOnce; ++i) sum += v[i];
+  }
+  return sum;
+}
+
 // Row tiles that several shares have, of this block or of others: one warp sums each.
 template <int kTokens>
-DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s) {
-  const int n_warps = int(blockDim.x) / kWarp;
-  for (int row_tile = s.begin / s.width + warp_id(); row_tile * s.width < s.end; row_tile += n_warps) {
-    const int row_begin = row_tile * s.width, row_end = row_begin + s.width;
+DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s, int first_row_tile) {
+  const int n_warps = int(blockDim.x) / kWarp, width = work.column_tiles;
+  for (int row_tile = first_row_tile + warp_id(); row_tile * width < s.end; row_tile += n_warps) {
+    const int row_begin = row_tile * width, row_end = row_begin + width;
     const int here_begin = row_begin > s.begin ? row_begin : s.begin, here_end = row_end < s.end ? row_end : s.end;
     const int first = s.share_of(here_begin), last = s.share_of(here_end - 1);
     const bool whole = here_begin == row_begin && here_end == row_end;
     if (first == last && whole) continue;  // written already
-    const auto partial = [&](int block, int block_begin) {
-      return work.partials + (int64_t(block) * 2 + (block_begin / s.width == row_tile ? 0 : 1)) * kSlotFloats<kTokens>;
-    };
-    float* own = partial(int(blockIdx.x), s.begin);
+    const int block = int(blockIdx.x);
+    float* own = work.partials + int64_t(2 * block + slot_of(s.begin, row_begin)) * kSlotFloats<kTokens>;
     for (int e = lane_id(); e < kSlotFloats<kTokens>; e += kWarp) {
       float sum = 0.0f;
-      for (int share = first; share <= last; ++share) {
-        const int share_begin = s.share_begin(share);
-        if (share_begin == s.share_begin(share + 1)) continue;  // no tiles
-        sum += s.slot(share, share_begin, row_tile)[e];
-      }
+      for (int share = first; share <= last; ++share) sum += s.slot(share, row_begin)[e];
       if (whole) {
         write_result(work, row_tile, e / kTokens, e % kTokens, sum);
       } else {
@@ -169,23 +200,12 @@ DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s) {
       }
     }
     if (!whole) {
-      fence_device();
-      sync_warp();
-      const int n_blocks = int(gridDim.x);
-      const int first_block = stretch_of(row_begin, s.n_tiles, n_blocks);
-      const int last_block = stretch_of(row_end - 1, s.n_tiles, n_blocks);
-      unsigned arrived = 0;
-      if (lane_id() == 0) arrived = atomic_add(work.counters + row_tile, 1u);
-      if (int(shuffle(arrived, 0)) != last_block - first_block) continue;
-      // The last to come.
-      fence_device();
-      if (lane_id() == 0) work.counters[row_tile] = 0;
-      for (int e = lane_id(); e < kSlotFloats<kTokens>; e += kWarp) {
-        float sum = 0.0f;
-        for (int b = first_block; b <= last_block; ++b)
-          sum += load_coherent(partial(b, stretch_begin(0, s.n_tiles, b, n_blocks)) + e);
-        write_result(work, row_tile, e / kTokens, e % kTokens, sum);
-      }
+      const int first_block = here_begin == row_begin ? block : work.blocks.of(row_begin);
+      const int last_block = here_end == row_end ? block : work.blocks.of(row_end - 1);
+      if (!arrives_last(work.counters + row_tile, last_block - first_block + 1)) continue;
+      for (int e = lane_id(); e < kSlotFloats<kTokens>; e += kWarp)
+        write_result(work, row_tile, e / kTokens, e % kTokens,
+                     sum_blocks<kTokens>(work, first_block, last_block, row_begin, e));
     }
     finish_row_tile<kTokens>(work, row_tile);
   }
@@ -197,45 +217,53 @@ KERNEL((kWarp * kDecodeShares / kWarpShares<id, kTokens>), 1)
 decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
   if constexpr (is_for_this_code<kBulk>()) {
     SMEM(std::byte, shared);
-    const int n_warps = int(blockDim.x) / kWarp, block = int(blockIdx.x), n_blocks = int(gridDim.x);
-    const int n_tiles = work.row_tiles * work.column_tiles, width = work.column_tiles;
-    const Stretch<kTokens> stretch{n_tiles,
-                                   width,
-                                   stretch_begin(0, n_tiles, block, n_blocks),
-                                   stretch_begin(0, n_tiles, block + 1, n_blocks),
-                                   work.shares,
+    // Once every block has said so, the kernel behind gets what room this one leaves, and waits for its end there.
+    grid_dependency_launch();
+    const int n_warps = int(blockDim.x) / kWarp, block = int(blockIdx.x), width = work.column_tiles;
+    const Stretch<kTokens> stretch{work.blocks.begin(block),
+                                   work.blocks.begin(block + 1),
+                                   {work.shares.each, work.shares.rest + (block < work.blocks.rest ? 1 : 0)},
+                                   work.n_shares,
                                    reinterpret_cast<float*>(shared + n_warps * kStreamBytes<id>)};
     // A warp's shares follow each other: one stream of tiles.
     const int share0 = warp_id() * kWarpShares<id, kTokens>, share1 = share0 + kWarpShares<id, kTokens>;
     const int warp_begin = stretch.share_begin(share0);
-    TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, warp_begin / width, warp_begin % width,
+    const int first_row_tile = int(unsigned(stretch.begin) / unsigned(width));
+    int row_tile = int(unsigned(warp_begin) / unsigned(width)), column = warp_begin - row_tile * width;
+    TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, row_tile, column,
                                  stretch.share_begin(share1) - warp_begin);
     grid_dependency_wait();
     Sums<id, kTokens> sums;
     sums.clear();
+    typename Sums<id, kTokens>::Cursor cursor(work, column);
     for (int share = share0; share < share1; ++share) {
       const int begin = stretch.share_begin(share), end = stretch.share_begin(share + 1);
-      int row_tile = begin / width, column = begin % width;
-      for (int i = begin; i < end; ++i) {
-        const auto inputs = Sums<id, kTokens>::load(work, column);
-        sums.add(work, stream.wait(), inputs);
-        if (++column < width && i + 1 < end) continue;
+      for (int i = begin; i < end;) {
+        const int n = width - column < end - i ? width - column : end - i;  // of the row tile
+        for (int j = 0; j < n; ++j) {
+          const auto inputs = cursor.next();
+          sums.add(work, stream.wait(), inputs);
+          stream.refill();
+        }
+        i += n;
+        column += n;
         const int row_begin = row_tile * width;
         if (row_begin >= begin && row_begin + width <= end) {
           sums.take([&](int row, int token, float value) { write_result(work, row_tile, row, token, value); });
           finish_row_tile<kTokens>(work, row_tile);
         } else {
-          float* slot = stretch.slot(share, begin, row_tile);
+          float* slot = stretch.slot(share, row_begin);
           sums.take([&](int row, int token, float value) { slot[row * kTokens + token] = value; });
         }
         sums.clear();
+        if (column < width) continue;
         column = 0;
         ++row_tile;
+        cursor = {work, column};
       }
     }
-    grid_dependency_launch();
     sync_block();
-    join_row_tiles(work, stretch);
+    join_row_tiles(work, stretch, first_row_tile);
   }
 }
 
@@ -246,11 +274,13 @@ void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, St
                                       kStreamBytes<id> / kWarpShares<id, kDecodeColumns> + kShareBytes<kDecodeColumns>);
   const int room = int(std::min<int64_t>(kDecodeShares, device.shared_bytes_per_block / kShare));
   if (room < 2) throw DeviceError("[cuda] " + device.name + " has too little shared memory for decode_matmul");
-  work.shares = room / 2 * 2;
-  const int warps = work.shares / kWarpShares<id, kTokens>;
-  const size_t bytes = size_t(warps) * kStreamBytes<id> + size_t(work.shares) * kShareBytes<kTokens>;
-  const unsigned blocks = unsigned(std::min(device.multiprocessors, work.row_tiles * work.column_tiles));
-  const LaunchConfig config{{blocks}, {unsigned(warps * kWarp)}, bytes, stream, dependent};
+  work.n_shares = room / 2 * 2;
+  const int n_tiles = work.row_tiles * work.column_tiles, blocks = std::min(device.multiprocessors, n_tiles);
+  work.blocks = equal_parts(n_tiles, blocks);
+  work.shares = equal_parts(work.blocks.each, work.n_shares);
+  const int warps = work.n_shares / kWarpShares<id, kTokens>;
+  const size_t bytes = size_t(warps) * kStreamBytes<id> + size_t(work.n_shares) * kShareBytes<kTokens>;
+  const LaunchConfig config{{unsigned(blocks)}, {unsigned(warps * kWarp)}, bytes, stream, dependent};
   const auto bulk = decode_matmul_kernel<id, kTokens, true>;
   launch("decode_matmul",
          device.bulk_copies() && runs_sm90_code(bulk) ? bulk : decode_matmul_kernel<id, kTokens, false>, config, work);

@@ -7,7 +7,8 @@
 #include <cstdint>
 
 #include "cuda/activations.h"
-#include "cuda/device/launch.h"
+#include "cuda/device/memory.h"
+#include "cuda/device/warp.h"
 #include "cuda/kv_layout.h"
 #include "cuda/rope_kv.h"
 
@@ -20,6 +21,21 @@ constexpr int kDecodeShares = 16;  // of a block at most
 
 // What the product's rows are, where that matters to what is done with them.
 enum class Role { kPlain, kQuery, kKey, kValue };
+
+// Things in a line as n parts that differ by one thing at most: the first `rest` have each + 1. Divided by the host: a
+// division takes a warp a hundred clocks, and what is ahead of the first copy or behind the last sum nothing hides.
+struct EqualParts {
+  int each, rest;
+
+  // Where part i begins, which is where part i - 1 ends; rest may be n.
+  HOST_DEVICE int begin(int i) const { return i * each + (i < rest ? i : rest); }
+  // The part that holds thing i; each is 1 at least.
+  HOST_DEVICE int of(int i) const {
+    const int larger = rest * (each + 1);
+    return i < larger ? int(unsigned(i) / unsigned(each + 1)) : rest + int(unsigned(i - larger) / unsigned(each));
+  }
+};
+inline EqualParts equal_parts(int count, int n) { return {count / n, count % n}; }
 
 struct DecodePart {
   const std::byte* tiles;
@@ -61,7 +77,7 @@ struct DecodeFinish {
 struct DecodeWork {
   DecodePart parts[kDecodeParts];
   int n_parts;
-  bool alternate;  // row tiles of the line are taken from the parts in turn, which are of equal size
+  bool alternate;  // row tiles of the line are taken from the two parts in turn, which are of equal size
   int row_tiles, column_tiles;
   int n;  // tokens
   int64_t n_cols;
@@ -70,23 +86,35 @@ struct DecodeWork {
   const float* scales;
   const int32_t* sums;
   int64_t padded;
-  int shares;          // of a block
+  EqualParts blocks;   // of the line
+  EqualParts shares;   // of the tiles of a block that has blocks.each
+  int n_shares;        // of a block
   float* partials;     // [blocks][2][16][tokens]: of the block's first and last row tile
   unsigned* counters;  // [row_tiles], blocks that have come to a row tile; 0 before and after
   DecodeFinish finish;
 };
 
-// Stretch i of n of [begin, begin + count): where it begins. Its end is where the next begins.
-HOST_DEVICE int stretch_begin(int begin, int count, int i, int n) { return begin + int(int64_t(count) * i / n); }
-// The stretch that holds the tile at `offset` from the beginning.
-HOST_DEVICE int stretch_of(int offset, int count, int n) { return int(((int64_t(offset) + 1) * n - 1) / count); }
+// Counts a warp in whose lanes have left something in device memory for the last of `warps` to take. True for that one:
+// its lanes see what all have left (past L1), and the counter is 0 again.
+DEVICE bool arrives_last(unsigned* counter, int warps) {
+  sync_warp();  // lane 0 speaks for all
+  unsigned before = 0;
+  if (lane_id() == 0) before = add_release(counter, 1u);
+  if (int(shuffle(before, 0)) != warps - 1) return false;
+  if (lane_id() == 0) {
+    fence_acquire();
+    *counter = 0;
+  }
+  sync_warp();  // a shuffle orders no memory
+  return true;
+}
 
 // Where a row tile of the line comes from.
 struct RowTile {
   int part, index;
 };
 DEVICE RowTile locate(const DecodeWork& work, int row_tile) {
-  if (work.alternate) return {row_tile % work.n_parts, row_tile / work.n_parts};
+  if (work.alternate) return {row_tile % 2, row_tile / 2};
   int p = 0;
   while (p + 1 < work.n_parts && row_tile >= work.parts[p + 1].first_row_tile) ++p;
   return {p, row_tile - work.parts[p].first_row_tile};

@@ -130,14 +130,17 @@ make_pieces(Source source, Columns columns, unsigned pieces, RowOutputs out) {
   store_all(out, row, slot, columns, source.load(row, slot, columns), 0.0f);
 }
 
-// kHeld: slots that a thread keeps; 0 for rows too long for that, which are read again instead.
+// kHeld: slots that a thread keeps; 0 for rows too long for that, which are read again instead. Four are for blocks so
+// small that they start beside those of the product ahead.
+template <int kHeld>
+constexpr int kRowThreads = kHeld == 4 ? 384 : kMostThreads;
 template <class Source, int kHeld>
-KERNEL(kMostThreads, 1)
+KERNEL(kRowThreads<kHeld>, (kHeld == 4 ? 2 : 1))
 make_rows(Source source, Columns columns, RowOutputs out) {
   SMEM(float, scratch);
   constexpr int kKept = kHeld > 0 ? kHeld : 1;
   // More would not leave registers for the row itself.
-  constexpr bool kWeightsAhead = Source::kNorm && kHeld > 0 && kHeld <= 2;
+  constexpr bool kWeightsAhead = Source::kNorm && kHeld > 0 && kHeld <= 4;
   const int64_t row = blockIdx.x;
   const int slots = columns.slots(), threads = int(blockDim.x), first = int(threadIdx.x);
   float4 held[kKept], weights[kKept];
@@ -241,11 +244,12 @@ void make(const char* name, const Source& source, Columns columns, int n, const 
   }
   const auto rows = [&]<int kHeld>() {
     const int each = kHeld > 0 ? kHeld : 16;
-    const int threads = std::min(kMostThreads, ((columns.slots() + each - 1) / each + kWarp - 1) / kWarp * kWarp);
+    const int threads = std::min(kRowThreads<kHeld>, ((columns.slots() + each - 1) / each + kWarp - 1) / kWarp * kWarp);
     launch(name, make_rows<Source, kHeld>,
            {{unsigned(n)}, {unsigned(threads)}, 2 * kMostThreads / kWarp * sizeof(float), stream, true}, source,
            columns, out);
   };
+  if (columns.slots() <= 4 * kRowThreads<4>) return rows.template operator()<4>();
   if (columns.slots() <= 2 * kMostThreads) return rows.template operator()<2>();
   if (columns.slots() <= 7 * kMostThreads) return rows.template operator()<7>();
   rows.template operator()<0>();

@@ -35,6 +35,19 @@ DEVICE uint32_t iq4_levels(uint32_t indices) {
   return (high & is_high) | (low & ~is_high);
 }
 
+// What product_fragment() multiplies the codes of a group by: where nibbles are all of a code, the high ones need no
+// shift if they count sixteenfold.
+template <TypeId id>
+HOST_DEVICE constexpr int code_factor(int group) {
+  using T = Tile<id>;
+  return T::kCode4 && !T::kCode2 && !T::kCode1 && !CodeTraits<id>::kLevels && group % 2 == 1 ? 16 : 1;
+}
+
+// Bits that begin at `from` of each byte, of which `mask` has them at `to`.
+DEVICE uint32_t move_bits(uint32_t v, int from, int to, uint32_t mask) {
+  return (to >= from ? v << (to - from) : v >> (from - to)) & mask;
+}
+
 // Reads the planes of one tile in shared memory. Groups are asked for in rising order, so that a plane's 16 bytes are
 // loaded once for all groups that they hold.
 template <TypeId id>
@@ -56,15 +69,23 @@ class TileCodes {
         if (group % 2 == 0) load(T::kCode4At + group / 2 * 512, bits4_);
       if constexpr (T::kCode2)
         if (group % 4 == 0) load(T::kCode2At + group / 4 * 512, bits2_);
+      constexpr int kTop = T::kCode4 ? 4 : 2;  // where the smaller of two planes' bits go
       UNROLL
       for (int i = 0; i < 4; ++i) {
         uint32_t code = 0;
-        if constexpr (T::kCode4) code = bits4_[i] >> 4 * (group % 2) & 0x0f0f0f0fu;
-        if constexpr (T::kCode2) code |= (bits2_[i] >> 2 * (group % 4) & 0x03030303u) << (T::kCode4 ? 4 : 0);
-        if constexpr (T::kCode1) code |= (bits1_[i] >> group & 0x01010101u) << (T::kCode4 ? 4 : 2);
+        if constexpr (T::kCode4) code = move_bits(bits4_[i], 4 * (group % 2), 0, 0x0f0f0f0fu);
+        if constexpr (T::kCode2 && T::kCode4) code |= move_bits(bits2_[i], 2 * (group % 4), kTop, 0x30303030u);
+        if constexpr (T::kCode2 && !T::kCode4) code = move_bits(bits2_[i], 2 * (group % 4), 0, 0x03030303u);
+        if constexpr (T::kCode1) code |= move_bits(bits1_[i], group, kTop, 0x01010101u << kTop);
         a[i] = Traits::kLevels ? iq4_levels(code) : code;
       }
     }
+  }
+  // The same, times code_factor().
+  DEVICE void product_fragment(int group, uint32_t (&a)[4]) {
+    if (code_factor<id>(group) == 1) return fragment(group, a);
+    UNROLL
+    for (int i = 0; i < 4; ++i) a[i] = bits4_[i] & 0xf0f0f0f0u;
   }
 
  private:

@@ -115,6 +115,21 @@ void check_all(bool bulk, int multiprocessors) {
   }
 }
 
+// So many tiles that every warp fills its places in shared memory again and again.
+void check_long_streams(bool bulk) {
+  emulation::device_traits().major = bulk ? 9 : 8;
+  emulation::device_traits().multiprocessors = 1;
+  int n_formats = 0;
+  for (const formats::FormatInfo* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
+    using formats::TypeId;
+    if (f->id != TypeId::F32 && f->id != TypeId::F16 && f->id != TypeId::Q4_0 && f->id != TypeId::Q6_K) continue;
+    ++n_formats;
+    check_case({f, {600}, 768}, 1);
+    check_case({f, {300, 300}, 768}, 6);
+  }
+  CHECK(n_formats == 4, "%d formats", n_formats);
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
@@ -124,6 +139,10 @@ int main() {
   for (const int multiprocessors : {1, 3, 7}) {
     cuda::emulation::set_seed(uint64_t(++seed));
     cuda::test::check_all(seed % 2 == 0, multiprocessors);
+  }
+  for (const bool bulk : {false, true}) {
+    cuda::emulation::set_seed(uint64_t(++seed));
+    cuda::test::check_long_streams(bulk);
   }
   return test::failures("test_matmul_decode");
 }

@@ -18,6 +18,11 @@ DEVICE uint4 load_once16(const void* p) {
   return v;
 }
 
+// 8 bytes to device memory in one instruction: where it cannot follow an address, the compiler makes two of a uint2.
+DEVICE void store8(void* p, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x), "r"(v.y) : "memory");
+}
+
 // cp.async: 16 bytes to shared memory, past L1. The copies between two commits are a group.
 DEVICE void copy_async16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -104,8 +109,19 @@ DEVICE void fence_proxy_async() {
 // Past L1: what other blocks wrote and announced.
 DEVICE float load_coherent(const float* p) { return __ldcg(p); }
 DEVICE float4 load_coherent(const float4* p) { return __ldcg(p); }
-DEVICE void fence_device() { __threadfence(); }
 DEVICE unsigned atomic_add(unsigned* p, unsigned v) { return atomicAdd(p, v); }
+// As atomic_add; what this thread wrote, or others before they met it at a barrier, is visible to the thread that finds
+// this added and then acquires.
+DEVICE unsigned add_release(unsigned* p, unsigned v) {
+  unsigned before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(p)), "r"(v)
+               : "memory");
+  return before;
+}
+// For this thread and those that it meets at a barrier afterwards. Drops the SM's L1.
+DEVICE void fence_acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // Programmatic dependent launch: until the kernel ahead has ended and its writes are visible; and leave for the kernel
 // behind to start. Both do nothing in an ordinary launch.

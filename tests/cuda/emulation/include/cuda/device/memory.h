@@ -18,6 +18,11 @@ inline uint4 load_once16(const void* p, const Site& site = Site::current()) {
   return v;
 }
 
+inline void store8(void* p, uint2 v, const Site& site = Site::current()) {
+  if (reinterpret_cast<uintptr_t>(p) % 8 != 0) emulation::fail(site, "a store of 8 bytes that are not aligned");
+  std::memcpy(p, &v, sizeof(v));
+}
+
 inline void copy_async16(void* to, const void* from, const Site& site = Site::current()) {
   emulation::queue_copy(to, from, 16, 16, site);
 }
@@ -59,12 +64,13 @@ template <class T>
 T load_coherent(const T* p) {
   return *p;
 }
-inline void fence_device() {}
 inline unsigned atomic_add(unsigned* p, unsigned v) {
   const unsigned old = *p;
   *p = old + v;
   return old;
 }
+inline unsigned add_release(unsigned* p, unsigned v) { return atomic_add(p, v); }
+inline void fence_acquire() {}
 
 inline void grid_dependency_wait() { emulation::grid_dependency_wait(); }
 inline void grid_dependency_launch() {}
