@@ -107,6 +107,8 @@ class Backend {
   // memory is the backend's and lives as long as it does. Throws DeviceError.
   virtual Weight upload_matrix(const Weight& w) { return w; }
   virtual std::unique_ptr<KvCache> make_cache(const KvShape& shape) = 0;
+  // Throws what make_cache() would throw now.
+  virtual void check_cache(const KvShape& shape) { make_cache(shape); }
 
   // What follows, uploads and operations, belongs to this layer; n_layer stands for the output head, and the embedding
   // goes with layer 0. For a backend that keeps layers in several places.

@@ -57,15 +57,16 @@ Engine::Engine(models::ModelSource source, const EngineOptions& options)
   source_.tell_progress({});
   options_.progress = {};  // it need not live longer than this call
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : hyperparameters().n_ctx_train;
-  // A context that cannot be had is an error of loading, not of the first session. It costs address space only.
-  make_cache();
+  // A context that cannot be had is an error of loading, not of the first session.
+  backend_->check_cache(cache_shape());
 }
 
-std::unique_ptr<KvCache> Engine::make_cache() const {
+KvShape Engine::cache_shape() const {
   const models::Hyperparameters& h = hyperparameters();
-  return backend_->make_cache(
-      {h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, n_ctx_, options_.type_k, options_.type_v});
+  return {h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, n_ctx_, options_.type_k, options_.type_v};
 }
+
+std::unique_ptr<KvCache> Engine::make_cache() const { return backend_->make_cache(cache_shape()); }
 
 void Engine::check_tokens(std::span<const int32_t> tokens) const {
   const int64_t n_vocab = hyperparameters().n_vocab;

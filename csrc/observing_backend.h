@@ -28,6 +28,7 @@ class ObservingBackend final : public Backend {
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override { return inner_->upload_vector(w); }
   Weight upload_matrix(const Weight& w) override { return inner_->upload_matrix(w); }
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override { return inner_->make_cache(shape); }
+  void check_cache(const KvShape& shape) override { inner_->check_cache(shape); }
   void at_layer(int layer) override { inner_->at_layer(layer); }
   bool share_memory(int layer, int other) const override { return inner_->share_memory(layer, other); }
   void begin(const Batch& batch) override { inner_->begin(batch); }

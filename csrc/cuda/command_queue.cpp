@@ -19,9 +19,10 @@ void CommandQueue::flush(bool may_repeat) {
   if (!may_repeat) return run_all();
   const auto found = graphs_.find(key_);
   if (found == graphs_.end()) {
+    run_all();  // first: a kernel that was never loaded cannot be captured, and a list that failed has loaded not all
     if (graphs_.size() >= kMostGraphs) forget_graphs();
     graphs_[key_] = nullptr;
-    return run_all();
+    return;
   }
   if (!found->second) {
     begin_capture(stream_);

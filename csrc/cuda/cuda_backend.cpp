@@ -56,6 +56,16 @@ std::unique_ptr<KvCache> CudaBackend::make_cache(const KvShape& shape) {
   return std::make_unique<CudaKvCache>(shape);
 }
 
+// Against free memory: taking and giving back gigabytes takes its time.
+void CudaBackend::check_cache(const KvShape& shape) {
+  use();
+  const int64_t bytes = layout_of(shape).total_bytes(), free_bytes = free_memory();
+  if (bytes > free_bytes)
+    throw DeviceError("[cuda:" + std::to_string(device_.index) + "] a cache for " + std::to_string(shape.n_ctx) +
+                      " positions takes " + std::to_string(bytes) + " bytes, and " + std::to_string(free_bytes) +
+                      " are free");
+}
+
 unsigned* CudaBackend::counters(size_t n) {
   if (n > counters_.size) {
     grow(counters_, n);
@@ -87,6 +97,7 @@ void CudaBackend::begin(const Batch& batch) {
   held_ = {};
   prepared_ = {};
   queue_->clear();
+  room_ = 0;  // the same rooms in every pass, or equal steps would be different lists
   decode_ = batch.is_decode();
   std::vector<int32_t> positions(batch.positions.begin(), batch.positions.end()), sequences(batch.tokens.size());
   std::vector<std::byte*> caches;

@@ -32,6 +32,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override;
   Weight upload_matrix(const Weight& w) override;
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
+  void check_cache(const KvShape& shape) override;
   void begin(const Batch& batch) override;
   void end() override { flush(decode_); }
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;

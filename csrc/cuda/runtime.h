@@ -81,6 +81,9 @@ float milliseconds(Event from, Event to, Place place = Place::current());
 
 // What is launched on the stream between these two becomes a graph.
 void begin_capture(Stream stream, Place place = Place::current());
+// Whether nothing was captured yet; asked by the launch that comes first, and false from then on. That one must not be
+// dependent (LaunchConfig): there is no kernel in the graph that it could depend on.
+bool starts_capture() noexcept;
 Graph end_capture(Stream stream, Place place = Place::current());
 void launch_graph(Graph graph, Stream stream, Place place = Place::current());
 void destroy_graph(Graph graph) noexcept;

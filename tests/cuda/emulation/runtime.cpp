@@ -154,6 +154,7 @@ float milliseconds(Event, Event, Place) { return 1.0f; }
 struct GraphHandle {
   std::vector<std::function<void()>> work;
 };
+bool starts_capture() noexcept { return emulation::recording() && emulation::recorded_count() == 0; }
 void begin_capture(Stream, Place) { emulation::begin_recording(); }
 Graph end_capture(Stream, Place) { return new GraphHandle{emulation::end_recording()}; }
 void launch_graph(Graph graph, Stream stream, Place place) {
