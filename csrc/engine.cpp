@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <set>
 
 #include "core/error.h"
 #include "core/thread_pool.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
+#include "models/blocks.h"
 
 namespace gristmill {
 namespace {
@@ -21,14 +23,14 @@ constexpr int kGpuMaxBatch = 2048;
 
 // Activations of one token.
 int64_t token_bytes(const models::Hyperparameters& h) {
-  const int64_t heads = int64_t(h.n_head) + h.n_head_kv;
-  const int64_t floats = 3 * h.n_embd + 2 * h.n_ff + heads * (h.head_dim_k + h.head_dim_v) + h.rope.dims;
+  const auto widths = models::activation_widths(h);
+  const int64_t floats = std::accumulate(widths.begin(), widths.end(), int64_t{0});
   return floats * int64_t(sizeof(float)) + 4 * std::max(h.n_ff, h.n_embd);  // and quantized inputs
 }
 
-PassSize pass_size(const models::Hyperparameters& h, int64_t workspace_bytes, int max_batch) {
-  const int n = int(std::clamp<int64_t>(workspace_bytes / token_bytes(h) / 16 * 16, kMinBatch, max_batch));
-  return {n, n * token_bytes(h)};
+// Tokens of a pass.
+int pass_size(const models::Hyperparameters& h, int64_t workspace_bytes, int max_batch) {
+  return int(std::clamp<int64_t>(workspace_bytes / token_bytes(h) / 16 * 16, kMinBatch, max_batch));
 }
 
 DeviceChoice choose(models::ModelSource& source, const EngineOptions& options) {

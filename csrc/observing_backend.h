@@ -50,6 +50,7 @@ class ObservingBackend final : public Backend {
   void swiglu(float* gate, const float* up, size_t n_elements) override { inner_->swiglu(gate, up, n_elements); }
   void add(float* x, const float* y, size_t n_elements) override { inner_->add(x, y, n_elements); }
   void upload(const float* host, size_t n, float* to) override { inner_->upload(host, n, to); }
+  void upload_table(const float* host, size_t n, float* to) override { inner_->upload_table(host, n, to); }
   void download(const float* from, size_t n, float* host) override { inner_->download(from, n, host); }
   bool writes_host() const override { return inner_->writes_host(); }
   void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override {

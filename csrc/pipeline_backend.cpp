@@ -135,12 +135,14 @@ void PipelineBackend::end() {
   for (const Stage& stage : stages_) stage.backend->end();
 }
 
-// Host data (tables of a pass) go to every stage at once: later, a stage would have to interrupt its own operations.
-void PipelineBackend::upload(const float* host, size_t n, float* to) {
+void PipelineBackend::upload(const float* host, size_t n, float* to) { here().upload(host, n, write(to, n)); }
+
+// To every stage at once: later, a stage would have to interrupt its own operations.
+void PipelineBackend::upload_table(const float* host, size_t n, float* to) {
   write(to, n);
   Buffer& buffer = Buffer::of(to);
   for (size_t i = 0; i < stages_.size(); ++i) {
-    stages_[i].backend->upload(host, n, memory_at(buffer, i));
+    stages_[i].backend->upload_table(host, n, memory_at(buffer, i));
     buffer.valid[i] = true;
   }
 }

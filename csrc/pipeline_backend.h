@@ -41,6 +41,7 @@ class PipelineBackend final : public Backend {
   void swiglu(float* gate, const float* up, size_t n_elements) override;
   void add(float* x, const float* y, size_t n_elements) override;
   void upload(const float* host, size_t n, float* to) override;
+  void upload_table(const float* host, size_t n, float* to) override;
   void download(const float* from, size_t n, float* host) override;
   // Not where the memory that allocate() gave is this class's own.
   bool writes_host() const override { return false; }

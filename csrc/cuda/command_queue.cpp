@@ -10,12 +10,17 @@ void CommandQueue::forget_graphs() {
 }
 
 void CommandQueue::flush(bool may_repeat) {
-  if (commands_.empty()) return;
-  struct Clear {
+  if (empty()) return;
+  struct StartOver {
     CommandQueue& queue;
-    ~Clear() { queue.clear(); }
-  } clear{*this};
-  n_commands_ = commands_.size();
+    bool keep;
+    ~StartOver() {
+      // The arguments of a list that does not repeat need not say everything.
+      if (!keep) queue.commands_.clear();
+      queue.start_over();
+    }
+  } start_over{*this, may_repeat};
+  n_commands_ = size_;
   if (!may_repeat) return run_all();
   const auto found = graphs_.find(key_);
   if (found == graphs_.end()) {

@@ -14,6 +14,7 @@ CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
   use();
   stream_ = make_stream();
   queue_ = std::make_unique<CommandQueue>(stream_);
+  data_ = std::make_unique<PassData>(stream_);
 }
 
 CudaBackend::~CudaBackend() {
@@ -23,6 +24,7 @@ CudaBackend::~CudaBackend() {
   } catch (const DeviceError&) {  // of a kernel that failed: reported when it was waited for
   }
   queue_.reset();
+  data_.reset();
   destroy_stream(stream_);
 }
 
@@ -77,6 +79,21 @@ unsigned* CudaBackend::counters(size_t n) {
 void CudaBackend::upload(const float* host, size_t n, float* to) {
   flush(false);
   copy_to_device(to, host, n * sizeof(float), stream_);
+  synchronize(stream_);  // a copy from pageable memory may still read it
+}
+
+void CudaBackend::upload_table(const float* host, size_t n, float* to) {
+  if (!queue_->empty() || !std::holds_alternative<std::monostate>(held_)) flush(false);
+  data_->set_table(host, n, to);
+  batch_ = data_->batch();
+}
+
+const int32_t* CudaBackend::bring(std::span<const int32_t> indices) {
+  flush(false);  // commands in the queue may read what was brought before
+  int32_t* p = grow(indices_, indices.size());
+  copy_to_device(p, indices.data(), indices.size_bytes(), stream_);
+  synchronize(stream_);
+  return p;
 }
 
 void CudaBackend::download(const float* from, size_t n, float* host) {
@@ -99,13 +116,8 @@ void CudaBackend::begin(const Batch& batch) {
   queue_->clear();
   room_ = 0;  // the same rooms in every pass, or equal steps would be different lists
   decode_ = batch.is_decode();
-  std::vector<int32_t> positions(batch.positions.begin(), batch.positions.end()), sequences(batch.tokens.size());
-  std::vector<std::byte*> caches;
-  for (const Span& span : batch.spans) {
-    std::fill_n(sequences.begin() + span.first_row, span.n_rows, int32_t(caches.size()));
-    caches.push_back(static_cast<const CudaKvCache&>(*span.cache).data());
-  }
-  batch_ = {batch.n_rows(), send(positions_, positions), send(sequences_, sequences), send(caches_, caches)};
+  data_->begin(batch);
+  batch_ = data_->batch();
 }
 
 void CudaBackend::settle() {
@@ -124,6 +136,8 @@ void CudaBackend::settle() {
 void CudaBackend::flush(bool may_repeat) {
   use();
   settle();
+  if (queue_->empty()) return;
+  data_->send();
   queue_->flush(may_repeat);
 }
 
@@ -160,9 +174,9 @@ void CudaBackend::push_products(const Products& p, const Finish& finish) {
     queue_->describe(g->out.quantized.planes);
   }
   // Dependent launches: the weights' first tiles are on their way before the kernel ahead has ended.
-  queue_->push(
-      "decode_matmul", [=, this] { decode_matmul(p.products, p.input, p.n, p.space, finish, device_, true, stream_); },
-      p.input.floats, p.input.quantized.planes, p.n, p.space.partials, p.space.counters, finish.index());
+  if (!queue_->repeats("decode_matmul", p.input.floats, p.input.quantized.planes, p.n, p.space.partials,
+                       p.space.counters, finish.index()))
+    queue_->store([=, this] { decode_matmul(p.products, p.input, p.n, p.space, finish, device_, true, stream_); });
 }
 
 }  // namespace gristmill::cuda

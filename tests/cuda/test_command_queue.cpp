@@ -63,6 +63,29 @@ void check_failed_list() {
   CHECK(f.first() == 3.0f, "%g", double(f.first()));
 }
 
+// While a list repeats, its commands are those that were kept; where that is not certain, those that were pushed.
+void check_kept_list() {
+  Fixture f;
+  std::vector<int> calls(8);
+  const auto list = [&](std::vector<int> arguments, int call, bool may_repeat) {
+    for (const int argument : arguments) f.queue.push("count", [&calls, call] { ++calls[size_t(call)]; }, argument);
+    if (call > 0) f.queue.flush(may_repeat);
+  };
+  list({1, 2, 3}, 1, true);
+  list({1, 2, 3}, 2, false);
+  CHECK(calls[1] == 6 && calls[2] == 0, "a list that repeats was stored again");
+  list({1, 2, 3}, 3, true);
+  CHECK(calls[3] == 3 && calls[1] == 6, "a list that may not repeat was kept");
+  list({1, 4}, 4, true);
+  CHECK(calls[3] == 4 && calls[4] == 1, "another list from the second command on");
+  list({1, 4, 5}, 5, true);
+  CHECK(calls[3] == 5 && calls[4] == 2 && calls[5] == 1, "a longer list");
+  list({1}, 0, true);
+  f.queue.clear();
+  list({1}, 6, true);
+  CHECK(calls[6] == 1, "a list that was given up was kept");
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
@@ -71,5 +94,6 @@ int main() {
   gristmill::cuda::emulation::set_seed(1);
   check_repeats();
   check_failed_list();
+  check_kept_list();
   return gristmill::test::failures("test_command_queue");
 }

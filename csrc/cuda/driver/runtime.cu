@@ -29,13 +29,13 @@ int attribute(cudaDeviceAttr which, int device, const Place& place) {
 
 }  // namespace
 
-int device_count() {
+int device_count(std::string* why) {
   int n = 0;
-  if (cudaGetDeviceCount(&n) != cudaSuccess) {
-    cudaGetLastError();
-    return 0;
-  }
-  return n;
+  const cudaError_t error = cudaGetDeviceCount(&n);
+  if (error == cudaSuccess) return n;
+  cudaGetLastError();
+  if (why) *why = cudaGetErrorString(error);
+  return 0;
 }
 
 DeviceInfo device_info(int index, Place place) {

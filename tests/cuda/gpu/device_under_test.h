@@ -21,7 +21,9 @@ inline void set_device_count(int) {}
 struct DeviceTraits {
   int major = 0, minor = 0;
   int multiprocessors = 0;
-  int64_t memory_bytes = 0, used_bytes = 0;
+  int64_t memory_bytes = 0, used_bytes = 0, peak_bytes = 0;
+  bool fails = false;
+  int times_asked = 0;
 };
 
 inline DeviceTraits& device_traits(int = 0) {
