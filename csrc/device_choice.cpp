@@ -129,7 +129,7 @@ class Chooser {
     Plan plan = place({index}, {});
     const int n = std::min(n_layers.value_or(h_.n_layer + 1), h_.n_layer + 1), fitting = plan.placement.n_gpu_layers();
     if (fitting < n) return std::nullopt;
-    return fitting == n ? plan : place({index}, {.n_gpu_layers = n});
+    return fitting == n ? plan : place({index}, {n, {}, 0});
   }
 
  private:

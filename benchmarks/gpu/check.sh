@@ -103,7 +103,7 @@ part_models() {
   local mix status bad=0
   for mix in $mixes; do
     status=0
-    bench 130 "model:$mix:$layers" || status=$?
+    bench 160 "model:$mix:$layers" || status=$?
     [[ $status == 0 ]] || { bad=1 && say "  model $mix: FAILED ($status)"; }
   done
   return "$bad"

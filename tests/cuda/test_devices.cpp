@@ -119,6 +119,27 @@ void check_refusals(const Model& model) {
   refuse(o, "[device] tensor split, expected a share above 0");
 }
 
+// A matrix and a cache take what the placement counts for them, to the byte.
+void check_counts() {
+  const Entry& entry = *gristmill_cuda_entry();
+  const auto backend = entry.make_backend(0);
+  const int64_t& used = emulation::device_traits(0).used_bytes;
+  const formats::FormatInfo& format = *formats::find_format(uint32_t(formats::TypeId::Q8_0));
+  for (const int64_t n_rows : {100, 1100}) {  // below the size from which whole pages are taken, and above
+    const Weight rows{&format, nullptr, n_rows, 1024};
+    const std::vector<std::byte> file(size_t(n_rows * rows.row_bytes()));
+    const int64_t before = used;
+    backend->upload_matrix({&format, file.data(), n_rows, 1024});
+    backend->begin({});  // the buffers of loading go
+    CHECK(used - before == entry.matrix_bytes(format.id, n_rows, 1024), "%lld bytes of a matrix of %lld rows",
+          static_cast<long long>(used - before), static_cast<long long>(n_rows));
+    const KvShape shape{1, 2, 64, 64, n_rows * 4, KvType::F16, KvType::F16};
+    const int64_t without = used;
+    const auto cache = backend->make_cache(shape);
+    CHECK(used - without == entry.cache_bytes(shape), "%lld bytes of a cache", static_cast<long long>(used - without));
+  }
+}
+
 size_t gpu_layers(const Engine& engine) {
   const DeviceLayers& last = engine.device_layers().back();
   return last.gpu < 0 ? 0 : size_t(last.last - last.first);
@@ -283,6 +304,7 @@ int main() {
     const Model model(3);
     check_placements(model);
     check_refusals(model);
+    check_counts();
     check_memory(model);
     check_who_is_asked(model);
     check_device_is_named(model);
