@@ -53,6 +53,12 @@ Weight CudaBackend::upload_matrix(const Weight& w) {
   return {w.format, matrices_.back().get(), w.n_rows, w.n_cols};
 }
 
+void CudaBackend::end_upload() {
+  if (!uploader_) return;
+  synchronize(stream_);
+  uploader_.reset();
+}
+
 std::unique_ptr<KvCache> CudaBackend::make_cache(const KvShape& shape) {
   use();
   return std::make_unique<CudaKvCache>(shape);
@@ -61,7 +67,8 @@ std::unique_ptr<KvCache> CudaBackend::make_cache(const KvShape& shape) {
 // Against free memory: taking and giving back gigabytes takes its time.
 void CudaBackend::check_cache(const KvShape& shape) {
   use();
-  const int64_t bytes = layout_of(shape).total_bytes(), free_bytes = free_memory();
+  end_upload();
+  const int64_t bytes = allocated_bytes(layout_of(shape).total_bytes()), free_bytes = free_memory();
   if (bytes > free_bytes)
     throw DeviceError("[cuda:" + std::to_string(device_.index) + "] a cache for " + std::to_string(shape.n_ctx) +
                       " positions takes " + std::to_string(bytes) + " bytes, and " + std::to_string(free_bytes) +
@@ -106,10 +113,7 @@ void CudaBackend::download(const float* from, size_t n, float* host) {
 
 void CudaBackend::begin(const Batch& batch) {
   use();
-  if (uploader_) {
-    synchronize(stream_);
-    uploader_.reset();
-  }
+  end_upload();
   // What a pass that was given up left.
   held_ = {};
   prepared_ = {};

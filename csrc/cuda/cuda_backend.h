@@ -96,6 +96,7 @@ class CudaBackend final : public Backend {
   // Indices that are not the batch's own, to the device.
   const int32_t* bring(std::span<const int32_t> indices);
   unsigned* counters(size_t n);
+  void end_upload();  // its buffers go
   void use() const { set_device(device_.index); }
   void settle();  // queues what is held back
   void flush(bool may_repeat);
