@@ -107,6 +107,8 @@ class Backend {
   // memory is the backend's and lives as long as it does. Throws DeviceError.
   virtual Weight upload_matrix(const Weight& w) { return w; }
   virtual std::unique_ptr<KvCache> make_cache(const KvShape& shape) = 0;
+  // Throws what make_cache() would throw now.
+  virtual void check_cache(const KvShape& shape) { make_cache(shape); }
 
   // What follows, uploads and operations, belongs to this layer; n_layer stands for the output head, and the embedding
   // goes with layer 0. For a backend that keeps layers in several places.
@@ -134,8 +136,10 @@ class Backend {
   virtual void swiglu(float* gate, const float* up, size_t n_elements) = 0;
   // x += y
   virtual void add(float* x, const float* y, size_t n_elements) = 0;
-  // Copies n floats of host data in (rope tables).
+  // Copies n floats of host data in. The host's memory may change afterwards.
   virtual void upload(const float* host, size_t n, float* to) = 0;
+  // The same for the table that rope() of this pass reads, before any other operation; to nobody else is it there.
+  virtual void upload_table(const float* host, size_t n, float* to) { upload(host, n, to); }
   // Copies n floats to the host, after everything before is done. `from` may be the host's own memory where
   // writes_host() holds, and then there is nothing to copy.
   virtual void download(const float* from, size_t n, float* host) = 0;

@@ -20,8 +20,9 @@ Library open_library(const std::filesystem::path& path) {
   if (!handle) return {nullptr, dlerror()};
   const auto get = reinterpret_cast<const Entry* (*)()>(dlsym(handle, kEntryName));
   if (!get || get()->version != kEntryVersion) return {nullptr, path.string() + " is of another version"};
-  if (get()->device_count() == 0)
-    return {nullptr, "the NVIDIA driver finds no GPU, or is older than the CUDA that this was built with"};
+  std::string why;
+  if (get()->device_count(&why) == 0)
+    return {nullptr, "the NVIDIA driver finds no GPU" + (why.empty() ? "" : ": " + why)};
   return {get(), ""};
 }
 
@@ -52,10 +53,21 @@ const std::string& why_not() { return library().why_not; }
 
 void use_entry(const Entry* entry) { brought = entry; }
 
+DeviceInfo device_or_error(const Entry& entry, int index) {
+  try {
+    return entry.device_info(index);
+  } catch (const DeviceError& e) {
+    DeviceInfo none;
+    none.index = index;
+    none.name = e.what();
+    return none;
+  }
+}
+
 std::vector<DeviceInfo> devices() {
   std::vector<DeviceInfo> all;
-  if (const Entry* e = entry())
-    for (int i = 0; i < e->device_count(); ++i) all.push_back(e->device_info(i));
+  const Entry* e = entry();
+  for (int i = 0; e && i < e->device_count(nullptr); ++i) all.push_back(device_or_error(*e, i));
   return all;
 }
 

@@ -41,15 +41,10 @@ struct DeviceChoice {
   bool on_gpus_only() const { return layers.front().gpu >= 0; }
 };
 
-// What a pass needs on a GPU, and how many tokens it has: first where the whole model is on GPUs, then elsewhere.
-struct PassSize {
-  int max_batch;
-  int64_t activations;  // bytes on each device
-};
-
+// gpu_batch: tokens of a pass where the whole model is on GPUs, at most; mixed_batch: elsewhere.
 // Throws ArgumentError: an impossible request; DeviceError: no such device, or too little memory, with what would fit.
-DeviceChoice choose_device(const models::ModelSource& source, const models::Hyperparameters& h, PassSize on_gpus,
-                           PassSize mixed, const DeviceRequest& request);
+DeviceChoice choose_device(const models::ModelSource& source, const models::Hyperparameters& h, int gpu_batch,
+                           int mixed_batch, const DeviceRequest& request);
 
 // The backend of a choice; make_cpu makes the CPU's, where it has layers.
 std::unique_ptr<Backend> make_backend(const DeviceChoice& choice,

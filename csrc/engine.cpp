@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <set>
 
 #include "core/error.h"
 #include "core/thread_pool.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
+#include "models/blocks.h"
 
 namespace gristmill {
 namespace {
@@ -21,14 +23,14 @@ constexpr int kGpuMaxBatch = 2048;
 
 // Activations of one token.
 int64_t token_bytes(const models::Hyperparameters& h) {
-  const int64_t heads = int64_t(h.n_head) + h.n_head_kv;
-  const int64_t floats = 3 * h.n_embd + 2 * h.n_ff + heads * (h.head_dim_k + h.head_dim_v) + h.rope.dims;
+  const auto widths = models::activation_widths(h);
+  const int64_t floats = std::accumulate(widths.begin(), widths.end(), int64_t{0});
   return floats * int64_t(sizeof(float)) + 4 * std::max(h.n_ff, h.n_embd);  // and quantized inputs
 }
 
-PassSize pass_size(const models::Hyperparameters& h, int64_t workspace_bytes, int max_batch) {
-  const int n = int(std::clamp<int64_t>(workspace_bytes / token_bytes(h) / 16 * 16, kMinBatch, max_batch));
-  return {n, n * token_bytes(h)};
+// Tokens of a pass.
+int pass_size(const models::Hyperparameters& h, int64_t workspace_bytes, int max_batch) {
+  return int(std::clamp<int64_t>(workspace_bytes / token_bytes(h) / 16 * 16, kMinBatch, max_batch));
 }
 
 DeviceChoice choose(models::ModelSource& source, const EngineOptions& options) {
@@ -57,15 +59,16 @@ Engine::Engine(models::ModelSource source, const EngineOptions& options)
   source_.tell_progress({});
   options_.progress = {};  // it need not live longer than this call
   n_ctx_ = options.n_ctx > 0 ? options.n_ctx : hyperparameters().n_ctx_train;
-  // A context that cannot be had is an error of loading, not of the first session. It costs address space only.
-  make_cache();
+  // A context that cannot be had is an error of loading, not of the first session.
+  backend_->check_cache(cache_shape());
 }
 
-std::unique_ptr<KvCache> Engine::make_cache() const {
+KvShape Engine::cache_shape() const {
   const models::Hyperparameters& h = hyperparameters();
-  return backend_->make_cache(
-      {h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, n_ctx_, options_.type_k, options_.type_v});
+  return {h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, n_ctx_, options_.type_k, options_.type_v};
 }
+
+std::unique_ptr<KvCache> Engine::make_cache() const { return backend_->make_cache(cache_shape()); }
 
 void Engine::check_tokens(std::span<const int32_t> tokens) const {
   const int64_t n_vocab = hyperparameters().n_vocab;

@@ -73,6 +73,7 @@ class Engine {
   std::map<std::string, InputSquares> input_squares();
 
  private:
+  KvShape cache_shape() const;
   void check_tokens(std::span<const int32_t> tokens) const;
   void check_top(const TopLogits* top) const;
   void check_finite(const Batch& batch, const float* logits) const;

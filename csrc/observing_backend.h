@@ -28,6 +28,7 @@ class ObservingBackend final : public Backend {
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override { return inner_->upload_vector(w); }
   Weight upload_matrix(const Weight& w) override { return inner_->upload_matrix(w); }
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override { return inner_->make_cache(shape); }
+  void check_cache(const KvShape& shape) override { inner_->check_cache(shape); }
   void at_layer(int layer) override { inner_->at_layer(layer); }
   bool share_memory(int layer, int other) const override { return inner_->share_memory(layer, other); }
   void begin(const Batch& batch) override { inner_->begin(batch); }
@@ -49,6 +50,7 @@ class ObservingBackend final : public Backend {
   void swiglu(float* gate, const float* up, size_t n_elements) override { inner_->swiglu(gate, up, n_elements); }
   void add(float* x, const float* y, size_t n_elements) override { inner_->add(x, y, n_elements); }
   void upload(const float* host, size_t n, float* to) override { inner_->upload(host, n, to); }
+  void upload_table(const float* host, size_t n, float* to) override { inner_->upload_table(host, n, to); }
   void download(const float* from, size_t n, float* host) override { inner_->download(from, n, host); }
   bool writes_host() const override { return inner_->writes_host(); }
   void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override {

@@ -104,14 +104,21 @@ float* PipelineBackend::change(float* x) {
   return write(x, Buffer::of(x).n_valid);
 }
 
+KvShape PipelineBackend::part_of(const KvShape& shape, size_t stage) const {
+  KvShape part = shape;
+  const int end = stage + 1 < stages_.size() ? stages_[stage + 1].first_layer : shape.n_layer;
+  part.n_layer = end - stages_[stage].first_layer;
+  return part;
+}
+
 std::unique_ptr<KvCache> PipelineBackend::make_cache(const KvShape& shape) {
   std::vector<std::unique_ptr<KvCache>> parts;
-  for (size_t i = 0; i < stages_.size(); ++i) {
-    KvShape part = shape;
-    part.n_layer = (i + 1 < stages_.size() ? stages_[i + 1].first_layer : shape.n_layer) - stages_[i].first_layer;
-    parts.push_back(stages_[i].backend->make_cache(part));
-  }
+  for (size_t i = 0; i < stages_.size(); ++i) parts.push_back(stages_[i].backend->make_cache(part_of(shape, i)));
   return std::make_unique<Cache>(shape, std::move(parts));
+}
+
+void PipelineBackend::check_cache(const KvShape& shape) {
+  for (size_t i = 0; i < stages_.size(); ++i) stages_[i].backend->check_cache(part_of(shape, i));
 }
 
 // --- The order of a pass
@@ -128,12 +135,14 @@ void PipelineBackend::end() {
   for (const Stage& stage : stages_) stage.backend->end();
 }
 
-// Host data (tables of a pass) go to every stage at once: later, a stage would have to interrupt its own operations.
-void PipelineBackend::upload(const float* host, size_t n, float* to) {
+void PipelineBackend::upload(const float* host, size_t n, float* to) { here().upload(host, n, write(to, n)); }
+
+// To every stage at once: later, a stage would have to interrupt its own operations.
+void PipelineBackend::upload_table(const float* host, size_t n, float* to) {
   write(to, n);
   Buffer& buffer = Buffer::of(to);
   for (size_t i = 0; i < stages_.size(); ++i) {
-    stages_[i].backend->upload(host, n, memory_at(buffer, i));
+    stages_[i].backend->upload_table(host, n, memory_at(buffer, i));
     buffer.valid[i] = true;
   }
 }

@@ -27,6 +27,7 @@ class PipelineBackend final : public Backend {
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override { return here().upload_vector(w); }
   Weight upload_matrix(const Weight& w) override { return here().upload_matrix(w); }
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
+  void check_cache(const KvShape& shape) override;
   void at_layer(int layer) override { now_ = stage_of(layer); }
   bool share_memory(int layer, int other) const override { return stage_of(layer) == stage_of(other); }
   void begin(const Batch& batch) override;
@@ -40,6 +41,7 @@ class PipelineBackend final : public Backend {
   void swiglu(float* gate, const float* up, size_t n_elements) override;
   void add(float* x, const float* y, size_t n_elements) override;
   void upload(const float* host, size_t n, float* to) override;
+  void upload_table(const float* host, size_t n, float* to) override;
   void download(const float* from, size_t n, float* host) override;
   // Not where the memory that allocate() gave is this class's own.
   bool writes_host() const override { return false; }
@@ -54,6 +56,7 @@ class PipelineBackend final : public Backend {
   class Cache;
 
   size_t stage_of(int layer) const;
+  KvShape part_of(const KvShape& shape, size_t stage) const;
   Backend& here() const { return *stages_[now_].backend; }
   int layer_here(int layer) const { return layer - stages_[now_].first_layer; }
   float* memory_at(Buffer& buffer, size_t stage);

@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command: builds, runs the kernels' tests and the compute sanitizer on them, and
 # measures the GPU's limits, each kernel alone, and models of QwQ-32B's shape.
-#   benchmarks/gpu/check.sh OUT_DIR [PART...]      parts: build tests sanitizer limits kernels models python (default: all)
-# Leaves in OUT_DIR: log.txt, tests.txt, sanitizer.txt, bench.jsonl, table.txt, machine.txt.
+#   benchmarks/gpu/check.sh OUT_DIR [PART...]      parts: build tests limits kernels models sanitizer python
+# Without parts all of them, figures before the sanitizer, which takes longest. A part is ok, FAILED or not run.
+# Leaves in OUT_DIR: log.txt, build.txt, tests.txt, sanitizer.txt, bench.jsonl, table.txt, machine.txt. All else is in
+# the build folder.
 #
 # Needs CUDA 12.8 or later, CMake, ninja and a C++20 compiler; no network. "python" also needs Python 3.10 or later with
 # numpy, gguf, tokenizers, jinja2, rich, prompt_toolkit and platformdirs (carry as wheels those that the machine lacks,
-# installed to a folder in PYTHONPATH) and a model in GRISTMILL_TEST_SMOLLM2; without them it says so and goes on.
+# installed to a folder in PYTHONPATH) and a model in GRISTMILL_TEST_SMOLLM2; without them it is not run.
 #   GRISTMILL_GPU_BUILD    build folder that outlives the run (default: OUT_DIR/../gpu-build)
 #   GRISTMILL_GPU_MIXES    models to measure (default: Q4_K_M Q4_0 Q8_0 F16)
 #   GRISTMILL_GPU_LAYERS   layers of those models (default: 64)
 set -uo pipefail
-[[ $# -ge 1 ]] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+[[ $# -ge 1 ]] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/../.."
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
 parts=("$@")
-[[ $# -gt 0 ]] || parts=(build tests sanitizer limits kernels models python)
+[[ $# -gt 0 ]] || parts=(build tests limits kernels models sanitizer python)
 build=${GRISTMILL_GPU_BUILD:-$(dirname "$out")/gpu-build}
 mixes=${GRISTMILL_GPU_MIXES:-Q4_K_M Q4_0 Q8_0 F16}
 layers=${GRISTMILL_GPU_LAYERS:-64}
@@ -25,39 +27,51 @@ failed=0
 say() { printf '%s\n' "$*" | tee -a "$out/log.txt"; }
 
 command -v nvcc >/dev/null || export PATH=$PATH:/usr/local/cuda/bin
-# The compute sanitizer where it is: on the PATH or beside nvcc.
-sanitizer=$(command -v compute-sanitizer) ||
-  sanitizer=$(dirname "$(readlink -f "$(command -v nvcc || echo .)")")/compute-sanitizer
+# The compute sanitizer where it is: on the PATH, beside nvcc, which may be a script elsewhere, or in a CUDA folder.
+find_sanitizer() {
+  local candidate
+  for candidate in "$(command -v compute-sanitizer)" \
+    "$(dirname "$(readlink -f "$(command -v nvcc || echo .)")")/compute-sanitizer" \
+    /usr/local/cuda*/bin/compute-sanitizer /usr/local/cuda*/compute-sanitizer/compute-sanitizer; do
+    [[ -x $candidate && ! -d $candidate ]] && printf '%s\n' "$candidate" && return
+  done
+}
+sanitizer=$(find_sanitizer)
+
+readonly not_run=77 # what a part returns that could not be run; it has said why
 
 part_build() {
   local cuda=() generator=()
   command -v ninja >/dev/null && generator=(-G Ninja)
   cuda=("-DCMAKE_CUDA_COMPILER=$(command -v nvcc)")
   cmake -S . -B "$build" "${generator[@]}" "${cuda[@]}" -DCMAKE_BUILD_TYPE=Release -DGRISTMILL_PYTHON=OFF \
-    -DGRISTMILL_TESTS=ON -DGRISTMILL_CUDA=ON >"$out/build.txt" 2>&1 &&
+    -DGRISTMILL_TESTS=ON -DGRISTMILL_CUDA=ON -DGRISTMILL_ISA=none >"$out/build.txt" 2>&1 &&
     cmake --build "$build" -j "$(nproc)" --target gpu_tests gpu_bench gristmill_cuda >>"$out/build.txt" 2>&1 ||
     { tail -n 30 "$out/build.txt"; return 1; }
 }
 
 part_tests() {
-  local test bad=0
+  local test status bad=0 count=0
   : >"$out/tests.txt"
   for test in "$build"/tests/cuda/gpu_test_*; do
     [[ -x $test && ! -d $test ]] || continue
     echo "--- $(basename "$test")" >>"$out/tests.txt"
-    if timeout 120 "$test" >>"$out/tests.txt" 2>&1; then say "  $(basename "$test"): ok"; else
+    count=$((count + 1)) status=0
+    timeout 120 "$test" >>"$out/tests.txt" 2>&1 || status=$?
+    if [[ $status == 0 ]]; then say "  $(basename "$test"): ok"; else
       bad=1
-      say "  $(basename "$test"): FAILED ($?)"
+      say "  $(basename "$test"): FAILED ($status)"
       tail -n 8 "$out/tests.txt"
     fi
   done
+  [[ $count -gt 0 ]] || { say "  no test was built" && return 1; }
   return "$bad"
 }
 
 check_one() { # TOOL TEST: one line of verdict, what it printed in a file of its own
   local name log began=$SECONDS
   name=$1-$(basename "$2")
-  log=$out/sanitizer/$name.txt
+  log=$logs/$name.txt
   timeout 100 "$sanitizer" --tool "$1" --error-exitcode 9 "$2" >"$log" 2>&1
   case $? in
     0) echo "  $name: clean, $((SECONDS - began)) s" ;;
@@ -66,9 +80,9 @@ check_one() { # TOOL TEST: one line of verdict, what it printed in a file of its
   esac >"$log.verdict"
 }
 part_sanitizer() { # what the emulation cannot see: races and reads of memory that nothing wrote; four at a time
-  local test tool
-  [[ -x $sanitizer ]] || { say "  not run: there is no compute-sanitizer" && return 0; }
-  rm -rf "$out/sanitizer" && mkdir -p "$out/sanitizer"
+  local test tool logs=$build/sanitizer
+  [[ -n $sanitizer ]] || { say "  there is no compute-sanitizer" && return "$not_run"; }
+  rm -rf "$logs" && mkdir -p "$logs"
   for test in "$build"/tests/cuda/gpu_test_*; do
     [[ -x $test && ! -d $test ]] || continue
     for tool in memcheck racecheck; do
@@ -77,34 +91,37 @@ part_sanitizer() { # what the emulation cannot see: races and reads of memory th
     done
   done
   wait
-  cat "$out"/sanitizer/*.txt >"$out/sanitizer.txt"
-  say "$(cat "$out"/sanitizer/*.verdict)"
-  rm -rf "$out/sanitizer"
-  ! grep -q FAILED <<<"$(tail -n 400 "$out/log.txt" | grep -E '^  (memcheck|racecheck)-')"
+  cat "$logs"/*.txt >"$out/sanitizer.txt"
+  say "$(cat "$logs"/*.verdict)"
+  ! grep -q FAILED "$logs"/*.verdict
 }
 
 bench() { timeout "$1" "$build/benchmarks/gpu/gpu_bench" "${@:2}" >>"$out/bench.jsonl" 2>>"$out/log.txt"; }
 part_limits() { bench 60 limits; }
 part_kernels() { bench 200 kernels; }
 part_models() {
-  local mix bad=0
+  local mix status bad=0
   for mix in $mixes; do
-    bench 130 "model:$mix:$layers" || { bad=1 && say "  model $mix: FAILED ($?)"; }
+    status=0
+    bench 160 "model:$mix:$layers" || status=$?
+    [[ $status == 0 ]] || { bad=1 && say "  model $mix: FAILED ($status)"; }
   done
   return "$bad"
 }
 
 part_python() { # the same library under the command line
-  local model=${GRISTMILL_TEST_SMOLLM2:-}
+  local model=${GRISTMILL_TEST_SMOLLM2:-} site=$build/site
   local module missing=()
   for module in numpy gguf tokenizers jinja2 rich prompt_toolkit platformdirs nanobind scikit_build_core; do
     python3 -c "import $module" 2>/dev/null || missing+=("$module")
   done
-  [[ ${#missing[@]} -eq 0 ]] || { say "  not run: Python lacks ${missing[*]}" && return 0; }
-  [[ -f $model ]] || { say "  not run: GRISTMILL_TEST_SMOLLM2 names no model"; return 0; }
-  python3 -m pip install -q --no-build-isolation --no-deps --target "$out/site" . >>"$out/log.txt" 2>&1 || return 1
-  PYTHONPATH=$out/site:${PYTHONPATH:-} python3 -m gristmill info --devices | tee -a "$out/log.txt"
-  PYTHONPATH=$out/site:${PYTHONPATH:-} python3 -m gristmill run -m "$model" --device cuda --temp 0 -n 32 \
+  [[ ${#missing[@]} -eq 0 ]] || { say "  Python lacks ${missing[*]}" && return "$not_run"; }
+  [[ -f $model ]] || { say "  GRISTMILL_TEST_SMOLLM2 names no model" && return "$not_run"; }
+  rm -rf "$site"
+  python3 -m pip install -q --no-build-isolation --no-deps --config-settings=cmake.define.GRISTMILL_ISA=none \
+    --target "$site" . >>"$out/log.txt" 2>&1 || return 1
+  PYTHONPATH=$site:${PYTHONPATH:-} python3 -m gristmill info --devices | tee -a "$out/log.txt"
+  PYTHONPATH=$site:${PYTHONPATH:-} python3 -m gristmill run -m "$model" --device cuda --temp 0 -n 32 \
     -p "The capital of France is" 2>&1 | tee -a "$out/log.txt"
 }
 
@@ -118,7 +135,13 @@ for part in "${parts[@]}"; do
   began=$SECONDS
   if ! declare -F "part_$part" >/dev/null; then say "there is no part $part" && exit 2; fi
   say "$part"
-  if "part_$part"; then verdict=ok; else verdict=FAILED failed=1; fi
+  status=0
+  "part_$part" || status=$?
+  case $status in
+    0) verdict=ok ;;
+    "$not_run") verdict="not run" ;;
+    *) verdict=FAILED failed=1 ;;
+  esac
   say "$part: $verdict, $((SECONDS - began)) s"
   [[ ! -s $out/bench.jsonl ]] || python3 benchmarks/gpu/table.py "$out/bench.jsonl" >"$out/table.txt"
   [[ $part != build || $verdict == ok ]] || exit 1

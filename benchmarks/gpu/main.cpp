@@ -1,5 +1,6 @@
 // gpu_bench PART...: limits kernels model:Q4_K_M model:Q8_0 ... (model:MIX:LAYERS for a smaller one). JSON lines on
-// standard output; check.sh makes a table of them.
+// standard output; check.sh makes a table of them. "tiny" first: everything in sizes that the emulation runs, for its
+// own sake, not for its figures.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,12 +14,15 @@ int main(int argc, char** argv) {
   try {
     if (device_count() == 0) throw DeviceError("there is no GPU");
     set_device(0);
-    bench::Context context{device_info(0), make_stream(), {}};
+    const bool tiny = argc > 1 && std::strcmp(argv[1], "tiny") == 0;
+    bench::Context context{device_info(0), make_stream(), tiny ? bench::tiny_sizes() : bench::Sizes{}, {}};
     bench::measure_limits(context);
-    for (int i = 1; i < argc; ++i) {
+    for (int i = tiny ? 2 : 1; i < argc; ++i) {
       const std::string part = argv[i];
       if (part == "kernels") {
-        bench::bench_kernels(context);
+        bench::bench_products(context);
+        bench::bench_attention(context);
+        bench::bench_rows(context);
       } else if (part.starts_with("model:")) {
         const size_t colon = part.find(':', 6);
         const int n_layer = colon == std::string::npos ? 64 : std::atoi(part.c_str() + colon + 1);

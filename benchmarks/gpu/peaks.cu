@@ -8,11 +8,9 @@
 namespace gristmill::cuda::bench {
 namespace {
 
-constexpr int kRounds = 4096;
-
 // Two warpgroups on operands of their own in shared memory: 64 x 64 and 256 x 64 halves.
 constexpr int kOperandBytes = (64 + 256) * 128, kGroups = 2;
-KERNEL(kGroups* kWarpgroup, 1) multiply_wgmma_kernel(float* sink) {
+KERNEL(kGroups* kWarpgroup, 1) multiply_wgmma_kernel(float* sink, int rounds) {
   SMEM(std::byte, shared);
   for (int i = int(threadIdx.x); i < kGroups * kOperandBytes / 4; i += int(blockDim.x))
     reinterpret_cast<uint32_t*>(shared)[i] = 0x2c002c01u + unsigned(i) * 0x9e3779b1u % 0x03000300u;
@@ -20,7 +18,7 @@ KERNEL(kGroups* kWarpgroup, 1) multiply_wgmma_kernel(float* sink) {
   sync_block();
   const std::byte* mine = shared + int(threadIdx.x) / kWarpgroup * kOperandBytes;
   float d[128];
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     fence_products();
     UNROLL
     for (int k = 0; k < 64; k += 16)
@@ -42,11 +40,11 @@ KERNEL(32, 1) nothing_kernel() {
 
 }  // namespace
 
-double multiply_wgmma(float* sink, const DeviceInfo& device, Stream stream) {
+double multiply_wgmma(float* sink, int rounds, const DeviceInfo& device, Stream stream) {
   const unsigned blocks = unsigned(device.multiprocessors);
   launch("multiply_wgmma", multiply_wgmma_kernel,
-         {{blocks}, {unsigned(kGroups * kWarpgroup)}, size_t(kGroups) * kOperandBytes, stream}, sink);
-  return 2.0 * 64 * 256 * 64 * kRounds * kGroups * blocks;
+         {{blocks}, {unsigned(kGroups * kWarpgroup)}, size_t(kGroups) * kOperandBytes, stream}, sink, rounds);
+  return 2.0 * 64 * 256 * 64 * rounds * kGroups * blocks;
 }
 void do_nothing(bool dependent, Stream stream) { launch("nothing", nothing_kernel, {{1}, {32}, 0, stream, dependent}); }
 

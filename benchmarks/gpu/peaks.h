@@ -10,7 +10,7 @@ namespace gristmill::cuda::bench {
 
 // Tensor products by wgmma of operands in shared memory; only where code for sm_90a runs. Returns the operations of the
 // launch, multiply and add counted as 2.
-double multiply_wgmma(float* sink, const DeviceInfo& device, Stream stream);
+double multiply_wgmma(float* sink, int rounds, const DeviceInfo& device, Stream stream);
 // A kernel that does nothing, for the gap between launches.
 void do_nothing(bool dependent, Stream stream);
 

@@ -17,7 +17,8 @@ def main() -> int:
             continue  # a run that was stopped within a line
         rows[row["part"], row["name"]] = row
     part = ""
-    for row in rows.values():
+    parts = list(dict.fromkeys(str(row["part"]) for row in rows.values()))
+    for row in sorted(rows.values(), key=lambda row: parts.index(str(row["part"]))):
         if row["part"] != part:
             part = str(row["part"])
             print(f"\n{part}")

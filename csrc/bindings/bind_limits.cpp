@@ -75,7 +75,7 @@ void bind_limits(nb::module_& m) {
       "measure_gpu_limits",
       [](int index, double seconds) {
         const cuda::Entry* entry = cuda::entry();
-        if (!entry || index < 0 || index >= entry->device_count())
+        if (!entry || index < 0 || index >= entry->device_count(nullptr))
           throw DeviceError("[limits] cuda:" + std::to_string(index) + " is not there" +
                             (entry ? std::string() : ": " + cuda::why_not()));
         const cuda::DeviceLimits limits = entry->measure_limits(index, seconds);

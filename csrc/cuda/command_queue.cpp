@@ -10,18 +10,24 @@ void CommandQueue::forget_graphs() {
 }
 
 void CommandQueue::flush(bool may_repeat) {
-  if (commands_.empty()) return;
-  struct Clear {
+  if (empty()) return;
+  struct StartOver {
     CommandQueue& queue;
-    ~Clear() { queue.clear(); }
-  } clear{*this};
-  n_commands_ = commands_.size();
+    bool keep;
+    ~StartOver() {
+      // The arguments of a list that does not repeat need not say everything.
+      if (!keep) queue.commands_.clear();
+      queue.start_over();
+    }
+  } start_over{*this, may_repeat};
+  n_commands_ = size_;
   if (!may_repeat) return run_all();
   const auto found = graphs_.find(key_);
   if (found == graphs_.end()) {
+    run_all();  // first: a kernel that was never loaded cannot be captured, and a list that failed has loaded not all
     if (graphs_.size() >= kMostGraphs) forget_graphs();
     graphs_[key_] = nullptr;
-    return run_all();
+    return;
   }
   if (!found->second) {
     begin_capture(stream_);

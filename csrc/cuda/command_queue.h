@@ -1,6 +1,7 @@
 // The launches of a pass, held back until their results are wanted. A list that comes again, call for call with the
 // same arguments, as every decoding step does, runs as one CUDA graph: what changes between steps (tokens, positions,
-// caches) lies in device memory that the launches only point to.
+// caches) lies in device memory that the launches only point to. Such a list is kept, so that while it comes again
+// nothing but its arguments is looked at.
 #pragma once
 
 #include <bit>
@@ -24,9 +25,22 @@ class CommandQueue {
   // run() launches; it and the arguments, all scalars or pointers, say everything that it does.
   template <class F, class... Arguments>
   void push(const char* name, F&& run, Arguments... arguments) {
+    if (!repeats(name, arguments...)) store(std::forward<F>(run));
+  }
+  // The same in two steps, where run() is not made for nothing: whether the kept list has this command here; else it is
+  // stored.
+  template <class... Arguments>
+  bool repeats(const char* name, Arguments... arguments) {
     mix(reinterpret_cast<uintptr_t>(name));
     (mix(bits_of(arguments)), ...);
-    commands_.push_back(std::forward<F>(run));
+    const bool same = size_ < commands_.size() && commands_[size_].key == key_;
+    size_ += same;
+    return same;
+  }
+  template <class F>
+  void store(F&& run) {
+    commands_.resize(size_++);
+    commands_.push_back({key_, std::forward<F>(run)});
   }
   // More of what the next command does.
   template <class T>
@@ -34,13 +48,13 @@ class CommandQueue {
     mix(bits_of(value));
   }
 
-  bool empty() const { return commands_.empty(); }
+  bool empty() const { return size_ == 0; }
   // Starts the list on the stream. may_repeat: whether the list is worth a graph when it comes for the second time.
   void flush(bool may_repeat);
   // Drops what was not started.
   void clear() {
-    commands_.clear();
-    key_ = kSeed;
+    if (!empty()) commands_.clear();
+    start_over();
   }
 
   // Of the list that was started last.
@@ -67,12 +81,21 @@ class CommandQueue {
   }
   void mix(uint64_t v) { key_ = (key_ ^ v) * 0xbf58476d1ce4e5b9u ^ (key_ >> 29); }
   void run_all() {
-    for (const auto& command : commands_) command();
+    for (size_t i = 0; i < size_; ++i) commands_[i].run();
   }
   void forget_graphs();
+  void start_over() {
+    size_ = 0;
+    key_ = kSeed;
+  }
 
   Stream stream_;
-  std::vector<std::function<void()>> commands_;
+  struct Command {
+    uint64_t key;  // of the list up to here
+    std::function<void()> run;
+  };
+  std::vector<Command> commands_;  // of the list that grows, and what is left of the kept one behind it
+  size_t size_ = 0;                // of the list that grows
   size_t n_commands_ = 0;
   uint64_t key_ = kSeed;
   std::unordered_map<uint64_t, Graph> graphs_;  // nullptr: seen once

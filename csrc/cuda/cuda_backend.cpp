@@ -14,6 +14,7 @@ CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
   use();
   stream_ = make_stream();
   queue_ = std::make_unique<CommandQueue>(stream_);
+  data_ = std::make_unique<PassData>(stream_);
 }
 
 CudaBackend::~CudaBackend() {
@@ -23,6 +24,7 @@ CudaBackend::~CudaBackend() {
   } catch (const DeviceError&) {  // of a kernel that failed: reported when it was waited for
   }
   queue_.reset();
+  data_.reset();
   destroy_stream(stream_);
 }
 
@@ -51,9 +53,26 @@ Weight CudaBackend::upload_matrix(const Weight& w) {
   return {w.format, matrices_.back().get(), w.n_rows, w.n_cols};
 }
 
+void CudaBackend::end_upload() {
+  if (!uploader_) return;
+  synchronize(stream_);
+  uploader_.reset();
+}
+
 std::unique_ptr<KvCache> CudaBackend::make_cache(const KvShape& shape) {
   use();
   return std::make_unique<CudaKvCache>(shape);
+}
+
+// Against free memory: taking and giving back gigabytes takes its time.
+void CudaBackend::check_cache(const KvShape& shape) {
+  use();
+  end_upload();
+  const int64_t bytes = allocated_bytes(layout_of(shape).total_bytes()), free_bytes = free_memory();
+  if (bytes > free_bytes)
+    throw DeviceError("[cuda:" + std::to_string(device_.index) + "] a cache for " + std::to_string(shape.n_ctx) +
+                      " positions takes " + std::to_string(bytes) + " bytes, and " + std::to_string(free_bytes) +
+                      " are free");
 }
 
 unsigned* CudaBackend::counters(size_t n) {
@@ -67,6 +86,21 @@ unsigned* CudaBackend::counters(size_t n) {
 void CudaBackend::upload(const float* host, size_t n, float* to) {
   flush(false);
   copy_to_device(to, host, n * sizeof(float), stream_);
+  synchronize(stream_);  // a copy from pageable memory may still read it
+}
+
+void CudaBackend::upload_table(const float* host, size_t n, float* to) {
+  if (!queue_->empty() || !std::holds_alternative<std::monostate>(held_)) flush(false);
+  data_->set_table(host, n, to);
+  batch_ = data_->batch();
+}
+
+const int32_t* CudaBackend::bring(std::span<const int32_t> indices) {
+  flush(false);  // commands in the queue may read what was brought before
+  int32_t* p = grow(indices_, indices.size());
+  copy_to_device(p, indices.data(), indices.size_bytes(), stream_);
+  synchronize(stream_);
+  return p;
 }
 
 void CudaBackend::download(const float* from, size_t n, float* host) {
@@ -79,22 +113,15 @@ void CudaBackend::download(const float* from, size_t n, float* host) {
 
 void CudaBackend::begin(const Batch& batch) {
   use();
-  if (uploader_) {
-    synchronize(stream_);
-    uploader_.reset();
-  }
+  end_upload();
   // What a pass that was given up left.
   held_ = {};
   prepared_ = {};
   queue_->clear();
+  room_ = 0;  // the same rooms in every pass, or equal steps would be different lists
   decode_ = batch.is_decode();
-  std::vector<int32_t> positions(batch.positions.begin(), batch.positions.end()), sequences(batch.tokens.size());
-  std::vector<std::byte*> caches;
-  for (const Span& span : batch.spans) {
-    std::fill_n(sequences.begin() + span.first_row, span.n_rows, int32_t(caches.size()));
-    caches.push_back(static_cast<const CudaKvCache&>(*span.cache).data());
-  }
-  batch_ = {batch.n_rows(), send(positions_, positions), send(sequences_, sequences), send(caches_, caches)};
+  data_->begin(batch);
+  batch_ = data_->batch();
 }
 
 void CudaBackend::settle() {
@@ -113,6 +140,8 @@ void CudaBackend::settle() {
 void CudaBackend::flush(bool may_repeat) {
   use();
   settle();
+  if (queue_->empty()) return;
+  data_->send();
   queue_->flush(may_repeat);
 }
 
@@ -149,9 +178,9 @@ void CudaBackend::push_products(const Products& p, const Finish& finish) {
     queue_->describe(g->out.quantized.planes);
   }
   // Dependent launches: the weights' first tiles are on their way before the kernel ahead has ended.
-  queue_->push(
-      "decode_matmul", [=, this] { decode_matmul(p.products, p.input, p.n, p.space, finish, device_, true, stream_); },
-      p.input.floats, p.input.quantized.planes, p.n, p.space.partials, p.space.counters, finish.index());
+  if (!queue_->repeats("decode_matmul", p.input.floats, p.input.quantized.planes, p.n, p.space.partials,
+                       p.space.counters, finish.index()))
+    queue_->store([=, this] { decode_matmul(p.products, p.input, p.n, p.space, finish, device_, true, stream_); });
 }
 
 }  // namespace gristmill::cuda

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <variant>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "cuda/command_queue.h"
 #include "cuda/cuda_kv_cache.h"
 #include "cuda/matmul.h"
+#include "cuda/pass_data.h"
 #include "cuda/runtime.h"
 #include "cuda/upload.h"
 
@@ -32,6 +34,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<const float[]> upload_vector(const Weight& w) override;
   Weight upload_matrix(const Weight& w) override;
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
+  void check_cache(const KvShape& shape) override;
   void begin(const Batch& batch) override;
   void end() override { flush(decode_); }
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
@@ -43,6 +46,7 @@ class CudaBackend final : public Backend {
   void swiglu(float* gate, const float* up, size_t n_elements) override;
   void add(float* x, const float* y, size_t n_elements) override;
   void upload(const float* host, size_t n, float* to) override;
+  void upload_table(const float* host, size_t n, float* to) override;
   void download(const float* from, size_t n, float* host) override;
   bool writes_host() const override { return false; }
   bool finds_top_logits() const override { return true; }
@@ -89,9 +93,10 @@ class CudaBackend final : public Backend {
   // A buffer's memory, at least n of T; growing it loses what it held.
   template <class T>
   T* grow(Buffer<T>& buffer, size_t n);
-  template <class T>
-  const T* send(Buffer<T>& to, const std::vector<T>& values);
+  // Indices that are not the batch's own, to the device.
+  const int32_t* bring(std::span<const int32_t> indices);
   unsigned* counters(size_t n);
+  void end_upload();  // its buffers go
   void use() const { set_device(device_.index); }
   void settle();  // queues what is held back
   void flush(bool may_repeat);
@@ -113,11 +118,11 @@ class CudaBackend final : public Backend {
 
   // The pass.
   bool decode_ = false;
-  DeviceBatch batch_;
+  std::unique_ptr<PassData> data_;
+  DeviceBatch batch_;  // data_'s
   std::variant<std::monostate, Add, Swiglu, Products> held_;
   Prepared prepared_;
-  Buffer<int32_t> ids_, positions_, sequences_, rows_;
-  Buffer<std::byte*> caches_;
+  Buffer<int32_t> indices_;
 
   struct QuantizedRoom {
     Buffer<int8_t> planes;
@@ -150,14 +155,6 @@ T* CudaBackend::grow(Buffer<T>& buffer, size_t n) {
     buffer.size = n;
   }
   return buffer.memory.get();
-}
-
-template <class T>
-const T* CudaBackend::send(Buffer<T>& to, const std::vector<T>& values) {
-  T* p = grow(to, values.size());
-  use();
-  copy_to_device(p, values.data(), values.size() * sizeof(T), stream_);
-  return p;
 }
 
 }  // namespace gristmill::cuda

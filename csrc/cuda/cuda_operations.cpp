@@ -7,6 +7,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/elementwise.h"
 #include "cuda/matrix.h"
+#include "cuda/pass_buffers.h"
 #include "cuda/sampling.h"
 
 namespace gristmill::cuda {
@@ -24,26 +25,28 @@ const KvLayout& layout_of_cache(const Batch& batch) {
 
 void CudaBackend::embed(const Weight& table, std::span<const int32_t> ids, float* out) {
   settle();
-  const int32_t* rows = send(ids_, {ids.begin(), ids.end()});
+  const int32_t* own = data_->ids(ids);
+  const int32_t* rows = own ? own : bring(ids);
   const Matrix m = matrix_of(table);
   const int n = int(ids.size());
   queue_->push("embed", [=, this] { dequantize_rows(m, rows, n, out, stream_); }, m.tiles, rows, n, out);
 }
 
 RowOutputs CudaBackend::product_rows(int n, int64_t n_cols, bool decode) {
-  const int64_t padded = padded_columns(n_cols);
   RowOutputs out;
   if (decode) {
     QuantizedRoom& room = rooms_[room_ ^= 1];
-    out.quantized.planes = grow(room.planes, size_t(2 * n * padded));
-    out.quantized.scales = grow(room.scales, size_t(n * padded / 32));
-    out.quantized.sums = grow(room.sums, size_t(n * padded / 16));
-    out.quantized.padded = padded;
+    const QuantizedSizes sizes = quantized_sizes(n, n_cols);
+    out.quantized.planes = grow(room.planes, sizes.planes);
+    out.quantized.scales = grow(room.scales, sizes.scales);
+    out.quantized.sums = grow(room.sums, sizes.sums);
+    out.quantized.padded = padded_columns(n_cols);
   } else {
     out.halves.order = prefill_order(device_);
-    out.halves.values = grow(halves_, size_t(prefill_rows(device_, n) * padded));
-    out.halves.scales = grow(half_scales_, size_t(n));
-    out.halves.padded = padded;
+    const HalfSizes sizes = half_sizes(device_, n, n_cols);
+    out.halves.values = grow(halves_, sizes.values);
+    out.halves.scales = grow(half_scales_, sizes.scales);
+    out.halves.padded = padded_columns(n_cols);
   }
   return out;
 }
@@ -115,7 +118,7 @@ void CudaBackend::matmul(std::span<const Product> products, const float* x, int 
 }
 
 void CudaBackend::rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) {
-  const Rope rope{x, n, n_heads, head_dim, dims, cos_sin, style};
+  const Rope rope{x, n, n_heads, head_dim, dims, data_->table(cos_sin), style};
   if (Products* p = std::get_if<Products>(&held_);
       p && p->products.size() == 3 && p->ropes.size() < 2 && p->products[p->ropes.size()].y == x) {
     p->ropes.push_back(rope);
@@ -200,7 +203,8 @@ void CudaBackend::add(float* x, const float* y, size_t n_elements) {
 }
 
 void CudaBackend::gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) {
-  const int32_t* indices = send(rows_, {rows.begin(), rows.end()});
+  const int32_t* own = data_->rows(rows);
+  const int32_t* indices = own ? own : bring(rows);
   const int n = int(rows.size());
   const float* addend = nullptr;
   // Of all rows, as in decoding: what is not gathered would not be added.
@@ -220,7 +224,7 @@ void CudaBackend::gather_rows(const float* x, std::span<const int> rows, int64_t
 }
 
 void CudaBackend::top_logits(const float* logits, int n, int64_t row_length, const TopLogits& to) {
-  const size_t places = size_t(n) * size_t(to.k), words = 2 * places + 2 * size_t(n);
+  const size_t places = size_t(n) * size_t(to.k), words = top_words(n, to.k);
   const int k = to.k;
   const int64_t n_vocab = to.n_vocab;
   std::byte* space = grow(top_space_, size_t(top_candidates_workspace(n, row_length, k)));

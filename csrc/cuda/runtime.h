@@ -29,12 +29,19 @@ struct DeviceInfo {
   bool bulk_copies() const { return major >= 9; }
 };
 
-// Devices there are; 0 where the driver finds none.
-int device_count();
+// Devices there are; 0 where the driver finds none or fails, with its words for that in *why.
+int device_count(std::string* why = nullptr);
 DeviceInfo device_info(int index, Place place = Place::current());
 void set_device(int index, Place place = Place::current());
 // Bytes free on the current device.
 int64_t free_memory(Place place = Place::current());
+
+// What an allocation takes of the device's free memory: the driver hands out pages, and keeps pages for small pieces.
+constexpr int64_t allocated_bytes(int64_t bytes) {
+  constexpr int64_t kPage = 2 << 20, kLargestPiece = 1 << 20, kPieceStep = 512;
+  const int64_t step = bytes > kLargestPiece ? kPage : kPieceStep;
+  return (bytes + step - 1) / step * step;
+}
 
 void* allocate_device(size_t bytes, Place place = Place::current());
 void free_device(void* p) noexcept;
@@ -81,6 +88,9 @@ float milliseconds(Event from, Event to, Place place = Place::current());
 
 // What is launched on the stream between these two becomes a graph.
 void begin_capture(Stream stream, Place place = Place::current());
+// Whether nothing was captured yet; asked by the launch that comes first, and false from then on. That one must not be
+// dependent (LaunchConfig): there is no kernel in the graph that it could depend on.
+bool starts_capture() noexcept;
 Graph end_capture(Stream stream, Place place = Place::current());
 void launch_graph(Graph graph, Stream stream, Place place = Place::current());
 void destroy_graph(Graph graph) noexcept;

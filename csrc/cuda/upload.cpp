@@ -29,6 +29,11 @@ void Uploader::read(const std::byte* from, size_t bytes, std::byte* to) {
   });
 }
 
+int64_t Uploader::device_bytes(int64_t n_cols) {
+  const int64_t longest = kTileRows * n_cols * int64_t(sizeof(float));  // whole row tiles, however long
+  return 2 * allocated_bytes(std::max(kPieceBytes, longest));
+}
+
 DevicePointer<std::byte> Uploader::upload(const Weight& w) {
   auto tiles = make_device<std::byte>(size_t(matrix_bytes(w.format->id, w.n_rows, w.n_cols)));
   const Matrix matrix{w.format->id, tiles.get(), w.n_rows, w.n_cols};

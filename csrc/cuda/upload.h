@@ -17,6 +17,9 @@ class Uploader {
  public:
   explicit Uploader(Stream stream);
 
+  // Device memory that the buffers take at most, for rows of up to n_cols weights.
+  static int64_t device_bytes(int64_t n_cols);
+
   // The tiles of a matrix, complete once the stream is. The file's bytes are read before this returns.
   DevicePointer<std::byte> upload(const Weight& w);
 

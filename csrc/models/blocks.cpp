@@ -10,7 +10,6 @@ namespace gristmill::models {
 namespace {
 
 // Rows of logits made at a time: 32 x 152 064 floats are 19 MB of work space.
-constexpr int kHeadRows = 32;
 
 }  // namespace
 
@@ -83,19 +82,20 @@ Blocks::Blocks(const Hyperparameters& h, const Weights& weights, Backend& backen
       backend_(backend),
       frequencies_(h.rope.frequencies(weights.rope_divisors.empty() ? nullptr : weights.rope_divisors.data())) {}
 
+std::array<int64_t, 10> activation_widths(const Hyperparameters& h) {
+  const int64_t q = int64_t(h.n_head) * h.head_dim_k, attended = int64_t(h.n_head) * h.head_dim_v;
+  const int64_t k = int64_t(h.n_head_kv) * h.head_dim_k, v = int64_t(h.n_head_kv) * h.head_dim_v;
+  return {h.n_embd, h.n_embd, h.n_embd, q, k, v, attended, h.n_ff, h.n_ff, h.rope.dims};
+}
+
 void Blocks::reserve(int n) {
   if (n <= rows_) return;
-  const auto make = [&](int64_t width) { return backend_.allocate(size_t(n) * size_t(width)); };
-  x_ = make(h_.n_embd);
-  normed_ = make(h_.n_embd);
-  projected_ = make(h_.n_embd);
-  q_ = make(int64_t(h_.n_head) * h_.head_dim_k);
-  k_ = make(int64_t(h_.n_head_kv) * h_.head_dim_k);
-  v_ = make(int64_t(h_.n_head_kv) * h_.head_dim_v);
-  attended_ = make(int64_t(h_.n_head) * h_.head_dim_v);
-  gate_ = make(h_.n_ff);
-  up_ = make(h_.n_ff);
-  rope_table_ = make(h_.rope.dims);
+  const std::array<std::shared_ptr<float[]>*, 10> all = {&x_, &normed_,   &projected_, &q_,  &k_,
+                                                         &v_, &attended_, &gate_,      &up_, &rope_table_};
+  rows_ = 0;
+  for (auto* one : all) one->reset();  // never the old and the new at once
+  const std::array<int64_t, 10> widths = activation_widths(h_);
+  for (size_t i = 0; i < all.size(); ++i) *all[i] = backend_.allocate(size_t(n) * size_t(widths[i]));
   rows_ = n;
 }
 
@@ -112,7 +112,7 @@ void Blocks::fill_rope_table(const Batch& batch) {
       row[half + i] = float(std::sin(angle) * magnitude);
     }
   }
-  backend_.upload(host_table_.data(), host_table_.size(), rope_table_.get());
+  backend_.upload_table(host_table_.data(), host_table_.size(), rope_table_.get());
 }
 
 void Blocks::embed(const Batch& batch) {

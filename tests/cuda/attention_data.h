@@ -62,6 +62,7 @@ struct Caches {
     const ptrdiff_t from = head(sequence, layer, head_kv, values) - host[size_t(sequence)].data() + at;
     std::memcpy(host[size_t(sequence)].data() + from, bytes, n);
     copy_to_device(memory[size_t(sequence)].get() + from, bytes, n, nullptr);
+    synchronize(Stream{});
   }
   double value(int sequence, int layer, int head_kv, bool values, int position, int i) const {
     const KvType type = values ? layout.type_v : layout.type_k;

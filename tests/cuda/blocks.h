@@ -58,6 +58,7 @@ struct DeviceMatrix {
       auto rows = make_device<std::byte>(size_t(n * m.row_bytes()));
       copy_to_device(rows.get(), m.bytes.data() + r * m.row_bytes(), size_t(n * m.row_bytes()), nullptr);
       repack(matrix, r / kTileRows, rows.get(), n, nullptr);
+      synchronize(Stream{});
     }
   }
 };

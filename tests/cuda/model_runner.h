@@ -22,6 +22,8 @@ class Runner {
   Runner(const TinyModel& tiny, const std::string& path, Backend& backend)
       : source_({path}, tiny.tensors, tiny.metadata), backend_(backend), model_(models::make_model(source_, backend)) {}
 
+  const models::Hyperparameters& hyperparameters() const { return model_->hyperparameters(); }
+
   std::unique_ptr<KvCache> make_cache(KvType type_k, KvType type_v) {
     const models::Hyperparameters& h = model_->hyperparameters();
     return backend_.make_cache({h.n_layer, h.n_head_kv, h.head_dim_k, h.head_dim_v, 40, type_k, type_v});

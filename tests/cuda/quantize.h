@@ -48,6 +48,7 @@ template <class T>
 DevicePointer<T> to_device(const std::vector<T>& v) {
   auto p = make_device<T>(v.size());
   copy_to_device(p.get(), v.data(), v.size() * sizeof(T), nullptr);
+  synchronize(Stream{});  // other streams do not wait for this one
   return p;
 }
 
@@ -55,6 +56,7 @@ template <class T>
 std::vector<T> to_host(const T* p, size_t n) {
   std::vector<T> v(n);
   copy_to_host(v.data(), p, n * sizeof(T), nullptr);
+  synchronize(Stream{});
   return v;
 }
 

@@ -119,37 +119,91 @@ void check_refusals(const Model& model) {
   refuse(o, "[device] tensor split, expected a share above 0");
 }
 
-// The spare that a device needs beside the model is 512 MiB, so free memory a little above it decides.
+// A matrix and a cache take what the placement counts for them, to the byte.
+void check_counts() {
+  const Entry& entry = *gristmill_cuda_entry();
+  const auto backend = entry.make_backend(0);
+  const int64_t& used = emulation::device_traits(0).used_bytes;
+  const formats::FormatInfo& format = *formats::find_format(uint32_t(formats::TypeId::Q8_0));
+  for (const int64_t n_rows : {100, 1100}) {  // below the size from which whole pages are taken, and above
+    const Weight rows{&format, nullptr, n_rows, 1024};
+    const std::vector<std::byte> file(size_t(n_rows * rows.row_bytes()));
+    const int64_t before = used;
+    backend->upload_matrix({&format, file.data(), n_rows, 1024});
+    backend->begin({});  // the buffers of loading go
+    CHECK(used - before == entry.matrix_bytes(format.id, n_rows, 1024), "%lld bytes of a matrix of %lld rows",
+          static_cast<long long>(used - before), static_cast<long long>(n_rows));
+    const KvShape shape{1, 2, 64, 64, n_rows * 4, KvType::F16, KvType::F16};
+    const int64_t without = used;
+    const auto cache = backend->make_cache(shape);
+    CHECK(used - without == entry.cache_bytes(shape), "%lld bytes of a cache", static_cast<long long>(used - without));
+  }
+}
+
+size_t gpu_layers(const Engine& engine) {
+  const DeviceLayers& last = engine.device_layers().back();
+  return last.gpu < 0 ? 0 : size_t(last.last - last.first);
+}
+
+// For every number of layers the least memory that they are placed in, to the byte. What is placed runs there, and even
+// without what is spared for things that nobody counts.
 void check_memory(const Model& model) {
+  constexpr int64_t kSpare = 256 * kMiB, kPage = 2 * kMiB;
   emulation::DeviceTraits &first = emulation::device_traits(0), &second = emulation::device_traits(1);
   const int64_t before = first.memory_bytes;
-  first.memory_bytes = second.memory_bytes = 512 * kMiB;
+  first.memory_bytes = second.memory_bytes = kSpare;
   EngineOptions o = options("cuda");
-  expect_part(error_of(model, o), "[device] cuda:0 (host emulation) has 0.50 GiB free and the output needs");
+  expect_part(error_of(model, o), "[device] cuda:0 (host emulation) has 0.25 GiB free and the output needs");
   o.n_gpu_layers = 99;
   expect_part(error_of(model, o), "-ngl 0 runs it on the CPU");
   Engine none = model.load(options("auto"));
   expect(layers_of(none), "cpu 0-4");
-  expect_part(none.device_note(), "cuda:0 (host emulation) has 0.50 GiB free");
+  expect_part(none.device_note(), "cuda:0 (host emulation) has 0.25 GiB free");
 
-  // As memory grows, more layers fit, none lost again: 512 tokens of activations are above 1 MiB, a layer above 1/16.
-  size_t seen = 0, numbers = 0;
-  for (int64_t extra = kMiB; extra <= 4 * kMiB && seen < 4; extra += kMiB / 32) {
-    first.memory_bytes = 512 * kMiB + extra;
-    second.memory_bytes = 0;
-    Engine engine = model.load(options("auto"));
-    const DeviceLayers& last = engine.device_layers().back();
-    const size_t n = last.gpu < 0 ? 0 : size_t(last.last - last.first);
-    CHECK(n >= seen, "%zu layers fit where %zu did with less memory", n, seen);
-    CHECK((n == 4) == engine.device_note().empty(), "%zu layers: %s", n, engine.device_note().c_str());
-    if (n > seen) {  // what was chosen runs
-      seen = n;
-      ++numbers;
-      logits_of(engine);
+  second.memory_bytes = 0;
+  const auto layers_in = [&](int64_t bytes) {
+    first.memory_bytes = bytes;
+    return gpu_layers(model.load(options("auto")));
+  };
+  int64_t least = kSpare;
+  for (size_t n = 1; n <= 4; ++n) {
+    int64_t high = 2 * kSpare + 512 * kMiB;
+    while (high - least > 1) {
+      const int64_t middle = (least + high) / 2;
+      (layers_in(middle) >= n ? high : least) = middle;
     }
+    least = high;
+    CHECK(layers_in(least - 1) == n - 1 && layers_in(least) == n, "layer %zu at %lld bytes", n,
+          static_cast<long long>(least));
+    first.peak_bytes = 0;
+    Engine engine = model.load(options("auto"));
+    CHECK((n == 4) == engine.device_note().empty(), "%zu layers: %s", n, engine.device_note().c_str());
+    logits_of(engine);
+    // With layers nearly all of it is used; the output alone makes no halves of weights.
+    CHECK(first.peak_bytes <= least - kSpare && (n == 1 || first.peak_bytes > least - kSpare - 8 * kPage),
+          "%zu layers take %lld bytes of %lld", n, static_cast<long long>(first.peak_bytes),
+          static_cast<long long>(least));
   }
-  CHECK(seen == 4 && numbers >= 3, "%zu layers fit at most, in %zu steps", seen, numbers);
   first.memory_bytes = second.memory_bytes = before;
+}
+
+// Asking a GPU for its memory takes some of it: only those that could be needed are asked, and one that fails is not
+// used.
+void check_who_is_asked(const Model& model) {
+  emulation::DeviceTraits &first = emulation::device_traits(0), &second = emulation::device_traits(1);
+  first.times_asked = second.times_asked = 0;
+  expect(layers_of(model.load(options("auto"))), "cuda:0 0-4");
+  CHECK(first.times_asked > 0 && second.times_asked == 0, "asked: %d and %d times", first.times_asked,
+        second.times_asked);
+  first.fails = true;
+  expect(layers_of(model.load(options("auto"))), "cuda:1 0-4");
+  expect_part(error_of(model, options("cuda:0")), "the device is busy or unavailable) has 0.0 MiB free");
+  second.fails = true;
+  const Engine engine = model.load(options("auto"));
+  expect(layers_of(engine), "cpu 0-4");
+  expect_part(engine.device_note(), "the device is busy or unavailable");
+  CHECK(devices().size() == 2 && devices()[1].memory_bytes == 0);
+  first.fails = second.fails = false;
 }
 
 // What a kernel or an allocation of a device reports names it.
@@ -250,7 +304,9 @@ int main() {
     const Model model(3);
     check_placements(model);
     check_refusals(model);
+    check_counts();
     check_memory(model);
+    check_who_is_asked(model);
     check_device_is_named(model);
     check_top_logits(model, options("cuda"));
     EngineOptions o = options("cuda");

@@ -59,6 +59,21 @@ void check_rows(const TinyShape& shape) {
         "the last of 34 rows has other logits alone");
 }
 
+// Equal steps are one list: the second, which finds all buffers made, is the first that can come again.
+void check_one_graph(const TinyShape& shape) {
+  const TinyModel tiny = make_tiny(shape, formats::TypeId::Q4_0);
+  const MemoryFile file;
+  CHECK(file.write(tiny.bytes));
+  CudaBackend device(0);
+  Runner runner(tiny, file.path(), device);
+  const auto cache = runner.make_cache(KvType::F16, KvType::F16);
+  std::vector<float> logits;
+  for (int step = 1; step <= 6; ++step) {
+    runner.forward({cache.get()}, {{step}}, logits);
+    CHECK(device.n_graphs() == (step < 3 ? 0 : 1), "step %d: %d graphs", step, device.n_graphs());
+  }
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
@@ -77,6 +92,7 @@ int main() {
   cuda::test::check_model(shape, TypeId::Q6_K, KvType::F16, KvType::F16, true, kHalves);
   cuda::test::check_model(shape, TypeId::F16, KvType::F32, KvType::F32, false, kSums);
   cuda::test::check_rows(shape);
+  cuda::test::check_one_graph(shape);
   cuda::emulation::set_seed(2);
   cuda::emulation::device_traits().major = 8;
   cuda::emulation::device_traits().multiprocessors = 2;

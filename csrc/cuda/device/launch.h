@@ -41,6 +41,7 @@ struct LaunchConfig {
 };
 
 [[noreturn]] inline void throw_launch_error(const char* name, cudaError_t error, const Place& place) {
+  cudaGetLastError();  // as for every call (driver/runtime.cu): it must not be found again by a later one
   throw DeviceError("[cuda] launch of " + std::string(name) + " (" + place.text() + "): " + cudaGetErrorString(error));
 }
 
@@ -88,7 +89,8 @@ void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& 
   launch_config.dynamicSmemBytes = config.shared_bytes;
   launch_config.stream = reinterpret_cast<cudaStream_t>(config.stream);
   launch_config.attrs = &attribute;
-  launch_config.numAttrs = config.dependent && runs_sm90_code(kernel) ? 1 : 0;
+  const bool first = starts_capture();
+  launch_config.numAttrs = config.dependent && !first && runs_sm90_code(kernel) ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
   if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
 }

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #include "core/error.h"
 
 namespace gristmill::cuda {
@@ -27,13 +29,13 @@ int attribute(cudaDeviceAttr which, int device, const Place& place) {
 
 }  // namespace
 
-int device_count() {
+int device_count(std::string* why) {
   int n = 0;
-  if (cudaGetDeviceCount(&n) != cudaSuccess) {
-    cudaGetLastError();
-    return 0;
-  }
-  return n;
+  const cudaError_t error = cudaGetDeviceCount(&n);
+  if (error == cudaSuccess) return n;
+  cudaGetLastError();
+  if (why) *why = cudaGetErrorString(error);
+  return 0;
 }
 
 DeviceInfo device_info(int index, Place place) {
@@ -132,10 +134,15 @@ float milliseconds(Event from, Event to, Place place) {
   return ms;
 }
 
+static thread_local bool capture_is_empty = false;
+
+bool starts_capture() noexcept { return std::exchange(capture_is_empty, false); }
 void begin_capture(Stream stream, Place place) {
   check(cudaStreamBeginCapture(raw(stream), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture", place);
+  capture_is_empty = true;
 }
 Graph end_capture(Stream stream, Place place) {
+  capture_is_empty = false;
   cudaGraph_t graph = nullptr;
   check(cudaStreamEndCapture(raw(stream), &graph), "cudaStreamEndCapture", place);
   cudaGraphExec_t executable = nullptr;

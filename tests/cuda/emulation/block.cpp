@@ -179,7 +179,11 @@ std::vector<std::function<void()>> end_recording() {
   return std::move(recorded);
 }
 bool recording() { return is_recording; }
-void record_work(std::function<void()> work) { recorded.push_back(std::move(work)); }
+size_t recorded_count() { return recorded.size(); }
+void record_work(std::function<void()> work, bool dependent) {
+  if (dependent && recorded.empty()) fail(Site::current(), "a dependent launch at the head of a graph");
+  recorded.push_back(std::move(work));
+}
 
 int lane() { return self().lane; }
 std::byte* shared_memory() { return block.shared.get(); }

@@ -37,7 +37,9 @@ void check_stream(StreamHandle* stream, const Place& place = Place::current());
 void begin_recording();
 std::vector<std::function<void()>> end_recording();
 bool recording();
-void record_work(std::function<void()> work);
+size_t recorded_count();
+// dependent: the launch may start before the one ahead has ended, which a graph must have.
+void record_work(std::function<void()> work, bool dependent);
 
 // --- What follows is called by the running thread of a kernel.
 

@@ -11,7 +11,9 @@ struct DeviceTraits {
   int major = 9, minor = 0;
   int multiprocessors = 3;  // few, so that small matrices are shared among blocks
   int64_t memory_bytes = int64_t{1} << 30;
-  int64_t used_bytes = 0;
+  int64_t used_bytes = 0, peak_bytes = 0;  // as the driver counts them (allocated_bytes)
+  bool fails = false;                      // whether asking for it fails
+  int times_asked = 0;                     // for its properties
 };
 
 DeviceTraits& device_traits(int index = 0);

@@ -1,7 +1,9 @@
 // csrc/cuda/runtime.h on host memory. "Device" memory is a heap block of the exact size, filled with 0xff; work happens
-// at once, so streams and events have nothing to do. A graph is the list of launches made while it was captured.
+// at once, but the host may touch what is copied to or from it only after it has waited (AddressSanitizer tells). A
+// graph is the list of launches made while it was captured.
 #include "cuda/runtime.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -21,8 +23,20 @@
 
 namespace gristmill::cuda {
 
+// A host range that a copy reads or writes: nobody else's until the host has waited for it.
+struct HostRange {
+  const void* begin;
+  size_t bytes;
+  uint64_t number;  // of the copy on its stream
+};
 struct StreamHandle {
   int device;
+  uint64_t n_copies = 0;
+  std::vector<HostRange> in_flight = {};
+};
+struct EventHandle {
+  StreamHandle* stream = nullptr;
+  uint64_t n_copies = 0;  // of the stream when it was recorded
 };
 
 namespace {
@@ -41,9 +55,20 @@ std::map<void*, Block>& blocks() {
   return all;
 }
 
-template <class Handle>
-Handle token() {
-  return reinterpret_cast<Handle>(std::malloc(1));
+StreamHandle default_stream{-1};
+StreamHandle& handle_of(Stream stream) { return stream ? *stream : default_stream; }
+
+// The host has waited for the first n copies of the stream.
+void give_back(StreamHandle& stream, uint64_t n) {
+  std::erase_if(stream.in_flight, [&](const HostRange& range) {
+    if (range.number > n) return false;
+    ASAN_UNPOISON_MEMORY_REGION(range.begin, range.bytes);
+    return true;
+  });
+}
+void take(StreamHandle& stream, const void* host, size_t bytes) {
+  ASAN_POISON_MEMORY_REGION(host, bytes);
+  stream.in_flight.push_back({host, bytes, ++stream.n_copies});
 }
 
 std::string at_device(const char* call, const Place& place) {
@@ -61,10 +86,15 @@ void check_stream(Stream stream, const Place& place) {
 }
 }  // namespace emulation
 
-int device_count() { return int(devices.size()); }
+int device_count(std::string* why) {
+  if (devices.empty() && why) *why = "the emulation has no device";
+  return int(devices.size());
+}
 
-DeviceInfo device_info(int index, Place) {
-  const emulation::DeviceTraits& traits = devices.at(size_t(index));
+DeviceInfo device_info(int index, Place place) {
+  emulation::DeviceTraits& traits = devices.at(size_t(index));
+  ++traits.times_asked;
+  if (traits.fails) throw DeviceError(at_device("cudaSetDevice", place) + "the device is busy or unavailable");
   DeviceInfo info;
   info.index = index;
   info.name = "host emulation";
@@ -96,14 +126,16 @@ int64_t free_memory(Place) { return devices[size_t(current)].memory_bytes - devi
 
 void* allocate_device(size_t bytes, Place place) {
   if (emulation::recording()) emulation::fail(place, "an allocation inside of a capture");
-  if (int64_t(bytes) > free_memory())
+  emulation::DeviceTraits& traits = devices[size_t(current)];
+  if (allocated_bytes(int64_t(bytes)) > free_memory())
     throw DeviceError(at_device(("cudaMalloc of " + std::to_string(bytes) + " bytes").c_str(), place) +
                       "out of memory");
   // The alignment of cudaMalloc.
   void* p = nullptr;
   if (posix_memalign(&p, 256, bytes > 0 ? bytes : 1) != 0) std::abort();
   blocks()[p] = {bytes, current};
-  devices[size_t(current)].used_bytes += int64_t(bytes);
+  traits.used_bytes += allocated_bytes(int64_t(bytes));
+  traits.peak_bytes = std::max(traits.peak_bytes, traits.used_bytes);
   std::memset(p, 0xff, bytes);
   return p;
 }
@@ -112,7 +144,7 @@ void free_device(void* p) noexcept {
   const auto found = blocks().find(p);
   if (found == blocks().end()) emulation::fail(Place::current(), "what is freed was not allocated");
   ASAN_UNPOISON_MEMORY_REGION(p, found->second.bytes);
-  devices[size_t(found->second.device)].used_bytes -= int64_t(found->second.bytes);
+  devices[size_t(found->second.device)].used_bytes -= allocated_bytes(int64_t(found->second.bytes));
   blocks().erase(found);
   std::free(p);
 }
@@ -120,8 +152,11 @@ void* allocate_pinned(size_t bytes, Place) { return std::malloc(bytes > 0 ? byte
 void free_pinned(void* p) noexcept { std::free(p); }
 
 Stream make_stream(Place) { return new StreamHandle{current}; }
-void destroy_stream(Stream stream) noexcept { delete stream; }
-void synchronize(Stream, Place) {}
+void destroy_stream(Stream stream) noexcept {
+  give_back(*stream, stream->n_copies);
+  delete stream;
+}
+void synchronize(Stream stream, Place) { give_back(handle_of(stream), handle_of(stream).n_copies); }
 
 // The back end captures launches only.
 static void copy(void* to, const void* from, size_t bytes, Stream stream, const Place& place) {
@@ -131,9 +166,11 @@ static void copy(void* to, const void* from, size_t bytes, Stream stream, const 
 }
 void copy_to_device(void* to, const void* host, size_t bytes, Stream stream, Place place) {
   copy(to, host, bytes, stream, place);
+  take(handle_of(stream), host, bytes);
 }
 void copy_to_host(void* host, const void* from, size_t bytes, Stream stream, Place place) {
   copy(host, from, bytes, stream, place);
+  take(handle_of(stream), host, bytes);
 }
 void copy_on_device(void* to, const void* from, size_t bytes, Stream stream, Place place) {
   copy(to, from, bytes, stream, place);
@@ -144,16 +181,19 @@ void fill(void* p, int byte, size_t bytes, Stream stream, Place place) {
   std::memset(p, byte, bytes);
 }
 
-Event make_event(Place) { return token<Event>(); }
-void destroy_event(Event event) noexcept { std::free(event); }
-void record(Event, Stream, Place) {}
+Event make_event(Place) { return new EventHandle; }
+void destroy_event(Event event) noexcept { delete event; }
+void record(Event event, Stream stream, Place) { *event = {&handle_of(stream), handle_of(stream).n_copies}; }
 void wait(Stream, Event, Place) {}
-void synchronize(Event, Place) {}
+void synchronize(Event event, Place) {
+  if (event->stream) give_back(*event->stream, event->n_copies);
+}
 float milliseconds(Event, Event, Place) { return 1.0f; }
 
 struct GraphHandle {
   std::vector<std::function<void()>> work;
 };
+bool starts_capture() noexcept { return emulation::recording() && emulation::recorded_count() == 0; }
 void begin_capture(Stream, Place) { emulation::begin_recording(); }
 Graph end_capture(Stream, Place) { return new GraphHandle{emulation::end_recording()}; }
 void launch_graph(Graph graph, Stream stream, Place place) {

@@ -1,18 +1,29 @@
 // What tests say to the device they run on, for a build on a real GPU, which has its own order of threads and its own
-// traits. Nothing here has an effect.
+// traits.
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+#include "cuda/runtime.h"
 
 namespace gristmill::cuda::emulation {
 
-inline void set_seed(uint64_t) {}
+// What every test begins with.
+inline void set_seed(uint64_t) {
+  if (device_count() > 0) return;
+  std::fprintf(stderr, "there is no GPU to run this test on\n");
+  std::exit(1);
+}
 inline void set_device_count(int) {}
 
 struct DeviceTraits {
   int major = 0, minor = 0;
   int multiprocessors = 0;
-  int64_t memory_bytes = 0, used_bytes = 0;
+  int64_t memory_bytes = 0, used_bytes = 0, peak_bytes = 0;
+  bool fails = false;
+  int times_asked = 0;
 };
 
 inline DeviceTraits& device_traits(int = 0) {

@@ -53,11 +53,12 @@ bool runs_sm90_code(void (*)(Parameters...)) {
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
   emulation::check_stream(config.stream);
+  const bool first = starts_capture();
+  const bool dependent = config.dependent && !first;
   const auto run = [=] {
-    emulation::run_grid(name, config.grid, config.block, config.shared_bytes, config.dependent,
-                        [=] { kernel(arguments...); });
+    emulation::run_grid(name, config.grid, config.block, config.shared_bytes, dependent, [=] { kernel(arguments...); });
   };
-  if (emulation::recording()) return emulation::record_work(run);
+  if (emulation::recording()) return emulation::record_work(run, dependent);
   run();
 }
 

@@ -1,0 +1,155 @@
+// The kernels that read weights, in every format: beside the bandwidth of memory or the tensor peak, whichever binds.
+#include <span>
+
+#include "bench.h"
+#include "cuda/elementwise.h"
+#include "cuda/matmul.h"
+
+namespace gristmill::cuda::bench {
+namespace {
+
+struct Shape {
+  const char* name;
+  std::vector<int64_t> n_rows;
+  int64_t n_cols;
+};
+
+// Copies of a shape's matrices, more than any cache holds.
+struct Matrices {
+  std::vector<std::vector<DeviceMatrix>> sets;
+  int64_t bytes = 0;  // of one set
+
+  Matrices(const Context& c, const formats::FormatInfo& format, const Shape& shape) {
+    for (const int64_t rows : shape.n_rows) bytes += matrix_bytes(format.id, rows, shape.n_cols);
+    for (int64_t i = 0; i < c.copies(bytes); ++i) {
+      sets.emplace_back();
+      for (size_t j = 0; j < shape.n_rows.size(); ++j)
+        sets.back().push_back(i == 0 ? random_matrix(c, format, shape.n_rows[j], shape.n_cols)
+                                     : copy_of(c, sets[0][j]));
+    }
+  }
+  std::vector<DeviceProduct> products(int i, int n, float* y) const {
+    std::vector<DeviceProduct> all;
+    for (const DeviceMatrix& m : sets[size_t(i) % sets.size()]) {
+      all.push_back({m.matrix, nullptr, y});
+      y += n * m.matrix.n_rows;
+    }
+    return all;
+  }
+};
+
+// Rows of activations in the forms that products read.
+struct Activations {
+  int64_t padded;
+  DevicePointer<float> x, scales, half_scales;
+  DevicePointer<int8_t> planes;
+  DevicePointer<int32_t> sums;
+  DevicePointer<uint16_t> halves;
+  RowOutputs forms;
+
+  Activations(const Context& c, int n, int64_t n_cols)
+      : padded(padded_columns(n_cols)),
+        x(random_floats(c, size_t(n * n_cols))),
+        scales(make_device<float>(size_t(n * padded / 32))),
+        half_scales(make_device<float>(size_t(n))),
+        planes(make_device<int8_t>(size_t(2 * n * padded))),
+        sums(make_device<int32_t>(size_t(n * padded / 16))),
+        halves(make_device<uint16_t>(size_t(prefill_rows(c.device, n) * padded))) {
+    forms.quantized = {planes.get(), scales.get(), sums.get(), padded};
+    forms.halves.values = halves.get();
+    forms.halves.scales = half_scales.get();
+    forms.halves.padded = padded;
+    forms.halves.order = prefill_order(c.device);
+    convert_rows(x.get(), n, n_cols, forms, c.stream);
+    synchronize(c.stream);
+  }
+};
+
+void bench_decode(const Context& c, const formats::FormatInfo& format, const Shape& shape, const Matrices& matrices) {
+  int64_t n_rows = 0;
+  for (const int64_t rows : shape.n_rows) n_rows += rows;
+  constexpr int kMost = 32;
+  const auto y = make_device<float>(size_t(kMost * n_rows));
+  const auto partials = make_device<float>(size_t(decode_partials(c.device)));
+  const auto n_counters = size_t(decode_counters(matrices.products(0, 1, y.get())));
+  const auto counters = make_device<unsigned>(n_counters);
+  fill(counters.get(), 0, n_counters * sizeof(unsigned), c.stream);
+  for (const int n : {1, 4, 8, kMost}) {
+    const Activations x(c, n, shape.n_cols);
+    const DecodeInput input{x.x.get(), x.forms.quantized};
+    const double ms = graph_ms(c, rounds(c, int64_t(matrices.sets.size())), [&](int i) {
+      decode_matmul(matrices.products(i, n, y.get()), input, n, {partials.get(), counters.get()}, {}, c.device, true,
+                    c.stream);
+    });
+    // Quantized formats multiply two int8 planes of each activation.
+    const double operations =
+        format.kind == formats::Kind::kFloat ? 0.0 : 2.0 * 2 * n * double(n_rows) * double(shape.n_cols);
+    const double read_ms = 1e3 * double(matrices.bytes) / c.limits.read_bytes;
+    const double multiply_ms = 1e3 * operations / c.limits.byte_ops;
+    report("decode", std::string(format.name) + " " + shape.name + ", " + std::to_string(n) + " tokens",
+           double(matrices.bytes) / ms / 1e6, "GB/s", std::max(read_ms, multiply_ms) / ms,
+           read_ms >= multiply_ms ? "read" : "mma.sync int8");
+  }
+}
+
+void bench_prefill(const Context& c, const formats::FormatInfo& format, const Shape& shape, const Matrices& matrices) {
+  const int n = c.sizes.prefill;
+  const int64_t n_rows = shape.n_rows.front();
+  const auto y = make_device<float>(size_t(n * n_rows));
+  const Activations x(c, n, shape.n_cols);
+  const auto scratch = make_device<uint16_t>(size_t(prefill_scratch(c.device, shape.n_cols)));
+  const std::string name = std::string(format.name) + " " + shape.name;
+  double ms = median_ms(c, 2, [&](int i) {
+    prefill_matmul(matrices.products(i, n, y.get()), x.forms.halves, n, scratch.get(), c.device, c.stream);
+  });
+  const double rate = 2e3 * double(n_rows) * double(shape.n_cols) * n / ms;
+  report("prefill", name + ", " + std::to_string(n) + " tokens", rate / 1e12, "TFLOP/s", rate / c.limits.gemm_flops,
+         c.limits.gemm);
+  // The part of it that makes halves, as many rows at once as the scratch memory holds.
+  const int64_t padded = padded_columns(shape.n_cols);
+  const int tiles =
+      int(std::min(prefill_scratch(c.device, shape.n_cols) / padded, (n_rows + kTileRows - 1) / kTileRows * kTileRows) /
+          kTileRows);
+  ms = median_ms(c, c.sizes.inner, [&](int i) {
+    dequantize_halves(matrices.sets[size_t(i) % matrices.sets.size()].front().matrix, 0, tiles, x.forms.halves.order,
+                      scratch.get(), c.stream);
+  });
+  const double per_row = double(padded / kTileColumns * tile_bytes(format.id)) / kTileRows + 2.0 * double(padded);
+  report_bytes("dequantize", name, per_row * tiles * kTileRows, ms, c.limits.copy_bytes, "copy");
+}
+
+// From the file's blocks to tiles, on the device: once for every weight that is loaded.
+void bench_repack(const Context& c, const formats::FormatInfo& format, const Shape& shape, const Matrix& matrix) {
+  const int64_t n_rows = shape.n_rows.front();
+  const size_t bytes = size_t(shape.n_cols / format.block_size * format.type_size * n_rows);
+  const auto raw = make_device<std::byte>(bytes);
+  fill(raw.get(), 0, bytes, c.stream);
+  const DeviceMatrix to = copy_of(c, {nullptr, matrix});
+  const double ms = median_ms(c, c.sizes.inner, [&](int) { repack(to.matrix, 0, raw.get(), n_rows, c.stream); });
+  report_bytes("repack", std::string(format.name) + " " + shape.name, double(2 * bytes), ms, c.limits.copy_bytes,
+               "copy");
+}
+
+}  // namespace
+
+void bench_products(const Context& c) {
+  const Sizes& s = c.sizes;
+  const int64_t q = s.n_head * s.head_dim, kv = s.n_head_kv * s.head_dim;
+  const std::vector<Shape> shapes = {{"qkv", {q, kv, kv}, s.n_embd},
+                                     {"attention output", {s.n_embd}, q},
+                                     {"gate and up", {s.n_ff, s.n_ff}, s.n_embd},
+                                     {"down", {s.n_embd}, s.n_ff},
+                                     {"head", {s.n_vocab}, s.n_embd}};
+  for (const formats::FormatInfo& format : std::span(formats::begin_formats(), formats::end_formats())) {
+    if (!s.formats.empty() && std::ranges::find(s.formats, format.name) == s.formats.end()) continue;
+    for (const Shape& shape : shapes) {
+      const Matrices matrices(c, format, shape);
+      bench_decode(c, format, shape, matrices);
+      const bool one = shape.n_rows.size() == 1, head = shape.n_rows.front() == s.n_vocab;
+      if (one && !head) bench_prefill(c, format, shape, matrices);
+      if (one && !head && shape.n_cols == s.n_ff) bench_repack(c, format, shape, matrices.sets.front().front().matrix);
+    }
+  }
+}
+
+}  // namespace gristmill::cuda::bench

@@ -1,0 +1,103 @@
+"""benchmarks/gpu/check.sh on a build folder of stand-ins: verdicts, exit status, and what it leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu" / "check.sh"
+
+
+class Fixture:
+    """A build folder with scripts where check.sh expects programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.build = folder / "build"
+        self.out = folder / "out"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+
+    def program(self, path: Path, body: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def test(self, name: str, body: str) -> None:
+        self.program(self.build / "tests" / "cuda" / f"gpu_test_{name}", body)
+
+    def check(self, *parts: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "GRISTMILL_GPU_BUILD": str(self.build),
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            **environment,
+        }
+        return subprocess.run(
+            ["bash", str(SCRIPT), str(self.out), *parts],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture
+def gpu(tmp_path: Path) -> Fixture:
+    return Fixture(tmp_path)
+
+
+def test_failed_test_has_its_status(gpu: Fixture) -> None:
+    gpu.test("good", "exit 0")
+    gpu.test("bad", "echo what was wrong; exit 3")
+    result = gpu.check("tests")
+    assert "gpu_test_good: ok" in result.stdout
+    assert "gpu_test_bad: FAILED (3)" in result.stdout
+    assert "what was wrong" in result.stdout
+    assert "tests: FAILED" in result.stdout
+    assert result.returncode == 1
+
+
+def test_no_test_is_a_failure(gpu: Fixture) -> None:
+    result = gpu.check("tests")
+    assert "tests: FAILED" in result.stdout
+    assert result.returncode == 1
+
+
+def test_failed_model_has_its_status(gpu: Fixture) -> None:
+    bench = 'case $1 in model:Q8_0*) exit 7 ;; esac\necho "{\\"part\\": \\"model\\"}" >&2'
+    gpu.program(gpu.build / "benchmarks" / "gpu" / "gpu_bench", bench)
+    result = gpu.check("models", GRISTMILL_GPU_MIXES="Q4_0 Q8_0")
+    assert "model Q8_0: FAILED (7)" in result.stdout
+    assert "model Q4_0" not in result.stdout
+    assert result.returncode == 1
+
+
+def test_part_that_cannot_run_says_so(gpu: Fixture) -> None:
+    result = gpu.check("python", GRISTMILL_TEST_SMOLLM2="")
+    assert "python: not run" in result.stdout
+    assert "python: ok" not in result.stdout
+    assert result.returncode == 0
+
+
+def test_sanitizer_verdicts(gpu: Fixture) -> None:
+    gpu.test("clean", "exit 0")
+    gpu.test("racy", "exit 0")
+    gpu.program(gpu.bin / "compute-sanitizer", 'case "$*" in *racecheck*racy) exit 9 ;; esac')
+    result = gpu.check("sanitizer")
+    assert "memcheck-gpu_test_racy: clean" in result.stdout
+    assert "racecheck-gpu_test_racy: FAILED" in result.stdout
+    assert "sanitizer: FAILED" in result.stdout
+    assert result.returncode == 1
+
+
+def test_results_are_few_files(gpu: Fixture) -> None:
+    gpu.test("good", "exit 0")
+    gpu.program(gpu.bin / "compute-sanitizer", "exit 0")
+    gpu.program(gpu.build / "benchmarks" / "gpu" / "gpu_bench", "exit 0")
+    assert gpu.check("tests", "limits", "sanitizer").returncode == 0
+    left = sorted(p.name for p in gpu.out.iterdir())
+    assert all((gpu.out / name).is_file() for name in left), left
+    assert len(left) <= 8, left
