@@ -50,8 +50,9 @@ struct Partial {
 };
 
 // A warp's sums for one head in shared memory. Lane 4 g + t stores 16 bytes of head g at value_column(j, 2 t or 2 t +
-// 1), eight lanes at a time: columns 8 (Q8_0) or 16 (F16) apart, of two heads. Rows 4 floats longer, or 8 or 24 and 4
-// more behind each 32 columns, put them into different banks.
+// 1), eight lanes at a time, of two heads: rows are as long as puts those into eight different groups of four banks.
+//     Q8_0, rows of D + 4              g + 2 t modulo 8, for columns 8 apart
+//     F16, 4 more behind each 32       {0, 4, 1, 5} for columns 16 apart, and of the next head 6 (D = 128) or 2 on
 template <KvType type, int D>
 struct WarpSums {
   static constexpr int kRow = D + (type == KvType::Q8_0 ? 4 : D == 64 ? 8 : 24);

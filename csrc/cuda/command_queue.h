@@ -57,6 +57,13 @@ class CommandQueue {
     start_over();
   }
 
+  // Drops what was kept of lists that came before: memory that they point to is about to go. Only while the queue is
+  // empty and the stream idle.
+  void forget() {
+    commands_.clear();
+    forget_graphs();
+  }
+
   // Of the list that was started last.
   size_t n_commands() const { return n_commands_; }
   int n_graphs() const {

@@ -149,6 +149,7 @@ T* CudaBackend::grow(Buffer<T>& buffer, size_t n) {
     // Commands in the queue may point to the old memory.
     flush(false);
     synchronize(stream_);
+    queue_->forget();
     buffer.memory.reset();
     buffer.size = 0;
     buffer.memory = make_device<T>(n);

@@ -78,14 +78,14 @@ DEVICE void finish_head(const DecodeWork& work, const DecodePart& part, int head
     UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
       const int token = first + j;
-      if (token >= work.n || !inside) break;
+      if (token >= work.n) break;
       const float4 v = rotated ? rotate_slot(f, slots[j], i) : slots[j].own;
-      if (part.role == Role::kQuery) {
-        *reinterpret_cast<float4*>(part.y + token * part.n_rows + head * dim + i) = v;
-      } else {
+      if (part.role != Role::kQuery) {
         const float values[4] = {v.x, v.y, v.z, v.w};
-        store_values<4>(part.role == Role::kKey ? f.keys : f.values, caches[j] + f.layer_at + head * f.head_bytes,
-                        positions[j], i, values);
+        std::byte* const to = inside ? caches[j] + f.layer_at + head * f.head_bytes : nullptr;
+        store_values<4>(part.role == Role::kKey ? f.keys : f.values, to, positions[j], i, values, kFullWarp, inside);
+      } else if (inside) {
+        *reinterpret_cast<float4*>(part.y + token * part.n_rows + head * dim + i) = v;
       }
     }
   }

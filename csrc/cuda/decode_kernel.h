@@ -67,7 +67,7 @@ class TileStream {
       issue();
       next_stage();
     }
-    parity_ = 0;
+    parity_ = 0;  // the first copies went once round; reading begins there
   }
 
   // The next tile.
@@ -256,6 +256,7 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
           sums.take([&](int row, int token, float value) { slot[row * kTokens + token] = value; });
         }
         sums.clear();
+        sync_warp();  // lanes part on the way, and the next products want them together
         if (column < width) continue;
         column = 0;
         ++row_tile;

@@ -48,9 +48,8 @@ struct DecodePart {
 };
 
 // What happens to results as soon as all that it takes are in y: the warp that completes a group of row tiles does it.
-//   kHeads  a group is a head: queries are rotated in place, keys are rotated on their way to the cache, values go
-//   there kGate   a group is 32 rows of the gate and the same ones of the other: silu(gate) * up in the forms asked
-//   for
+//   kHeads   a group is a head: queries are rotated in place, keys on their way to the cache, where values go as well
+//   kGate    a group is 32 rows of the gate and the same ones of the other: silu(gate) * up in the forms asked for
 enum class FinishKind { kNothing, kHeads, kGate };
 
 struct HeadFinish {
@@ -94,8 +93,8 @@ struct DecodeWork {
   DecodeFinish finish;
 };
 
-// Counts a warp in whose lanes have left something in device memory for the last of `warps` to take. True for that one:
-// its lanes see what all have left (past L1), and the counter is 0 again.
+// One arrival of a warp at a counter. True for the last of `warps`, which then sees what all of them stored before they
+// came (by load_coherent), and sets the counter to 0 again.
 DEVICE bool arrives_last(unsigned* counter, int warps) {
   sync_warp();  // lane 0 speaks for all
   unsigned before = 0;

@@ -50,6 +50,7 @@ DEVICE float value_at(const std::byte* tile, int row, int k) {
 template <TypeId id>
 KERNEL(kTileColumns, 4)
 dequantize_rows_kernel(const std::byte* tiles, const int32_t* rows, int64_t n_cols, float* out) {
+  grid_dependency_launch();
   grid_dependency_wait();
   const int row = rows[blockIdx.y];
   const int64_t column = int64_t(blockIdx.x) * kTileColumns + threadIdx.x;

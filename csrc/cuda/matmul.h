@@ -26,9 +26,8 @@ struct DecodeInput {
 };
 
 // What decode_matmul does with its results besides leaving them in y, without a launch of its own:
-// - products are q, k, v in this order: rotates q and k and writes k and v to the caches of the rows. y of q is
-// rotated,
-//   y of k need not be.
+// - products are q, k, v in this order: rotates q and k, writes k and v to the caches of the rows. y of q is rotated, y
+//   of k need not be.
 struct StoreHeads {
   DeviceBatch batch;
   KvLayout layout;
@@ -37,7 +36,7 @@ struct StoreHeads {
   const float* cos_sin;  // [n][dims]
   RopeStyle style;
 };
-// - products are gate and up: silu(gate) * up in the forms asked for; out.floats may be the gate's y, out.quantized
+// - products are gate and up: silu(gate) * up in the forms asked for. out.floats may be the gate's y; out.quantized
 // must
 //   not be what the product reads.
 struct GateRows {

@@ -51,10 +51,10 @@ DecodeFinish kernel_finish(const Finish& finish, std::span<const DeviceProduct> 
   return out;
 }
 
-// Products of one format, by their places among all.
-void launch_group(std::span<const DeviceProduct> products, std::span<const size_t> places, const DecodeInput& x, int n,
-                  const DecodeWorkspace& workspace, const Finish& finish, const DeviceInfo& device, bool dependent,
-                  Stream stream) {
+// Products of one format, by their places among all, for n tokens from `first` on.
+void launch_group(std::span<const DeviceProduct> products, std::span<const size_t> places, const DecodeInput& x,
+                  int64_t first, int n, const DecodeWorkspace& workspace, const Finish& finish,
+                  const DeviceInfo& device, bool dependent, Stream stream) {
   DecodeWork work{};
   const Matrix& m = products[places.front()].matrix;
   work.column_tiles = int(m.column_tiles());
@@ -70,7 +70,7 @@ void launch_group(std::span<const DeviceProduct> products, std::span<const size_
     const StoreHeads* heads = std::get_if<StoreHeads>(&finish);
     work.parts[work.n_parts++] = {p.matrix.tiles,
                                   p.bias,
-                                  p.y,
+                                  p.y + first * p.matrix.n_rows,
                                   p.matrix.n_rows,
                                   work.row_tiles,
                                   role_of(finish, i),
@@ -79,18 +79,16 @@ void launch_group(std::span<const DeviceProduct> products, std::span<const size_
   }
   // A group's rows of gate and up side by side: what makes its results is spread over all blocks.
   work.alternate = work.finish.kind == FinishKind::kGate && work.n_parts == 2;
-  for (int first = 0; first < n; first += kDecodeColumns) {
-    work.n = std::min(kDecodeColumns, n - first);
-    work.finish.first_token = first;
-    if (x.floats) work.floats = x.floats + first * work.n_cols;
-    if (x.quantized.planes) {
-      work.planes = x.quantized.planes + first * 2 * work.padded;
-      work.scales = x.quantized.scales + first * work.padded / 32;
-      work.sums = x.quantized.sums + first * work.padded / 16;
-    }
-    with_format(m.format, [&]<TypeId id>() { launch_decode<id>(work, device, dependent, stream); });
-    for (int p = 0; p < work.n_parts; ++p) work.parts[p].y += work.n * work.parts[p].n_rows;
+  if (work.row_tiles == 0) return;
+  work.n = n;
+  work.finish.first_token = first;
+  if (x.floats) work.floats = x.floats + first * work.n_cols;
+  if (x.quantized.planes) {
+    work.planes = x.quantized.planes + first * 2 * work.padded;
+    work.scales = x.quantized.scales + first * work.padded / 32;
+    work.sums = x.quantized.sums + first * work.padded / 16;
   }
+  with_format(m.format, [&]<TypeId id>() { launch_decode<id>(work, device, dependent, stream); });
 }
 
 }  // namespace
@@ -123,22 +121,26 @@ void decode_matmul(std::span<const DeviceProduct> products, const DecodeInput& x
                    const DecodeWorkspace& workspace, const Finish& finish, const DeviceInfo& device, bool dependent,
                    Stream stream) {
   std::array<size_t, kDecodeParts> group;
-  for (size_t i = 0; i < products.size(); ++i) {
-    const TypeId format = products[i].matrix.format;
-    const auto same = [&](const DeviceProduct& p) { return p.matrix.format == format; };
-    if (std::any_of(products.begin(), products.begin() + ptrdiff_t(i), same)) continue;  // went with an earlier one
-    size_t count = 0;
-    const auto flush = [&] {
-      if (count == 0) return;
-      launch_group(products, {group.data(), count}, x, n, workspace, finish, device, dependent, stream);
-      count = 0;
-    };
-    for (size_t j = i; j < products.size(); ++j) {
-      if (!same(products[j])) continue;
-      group[count++] = j;
-      if (count == group.size()) flush();
+  // Tokens outermost: what finishes them counts on every format's launch for them before one for others.
+  for (int64_t first = 0; first < n; first += kDecodeColumns) {
+    const int some = int(std::min<int64_t>(kDecodeColumns, n - first));
+    for (size_t i = 0; i < products.size(); ++i) {
+      const TypeId format = products[i].matrix.format;
+      const auto same = [&](const DeviceProduct& p) { return p.matrix.format == format; };
+      if (std::any_of(products.begin(), products.begin() + ptrdiff_t(i), same)) continue;  // went with an earlier one
+      size_t count = 0;
+      const auto flush = [&] {
+        if (count == 0) return;
+        launch_group(products, {group.data(), count}, x, first, some, workspace, finish, device, dependent, stream);
+        count = 0;
+      };
+      for (size_t j = i; j < products.size(); ++j) {
+        if (!same(products[j])) continue;
+        group[count++] = j;
+        if (count == group.size()) flush();
+      }
+      flush();
     }
-    flush();
   }
 }
 

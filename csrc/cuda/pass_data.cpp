@@ -74,10 +74,15 @@ void PassData::set_table(const float* from, size_t n, const float* to) {
 }
 
 void PassData::send() {
-  if (std::exchange(is_sent_, true)) return;
+  if (is_sent_) return;
   copy_to_device(device_.get(), host_.get(), used_, stream_);
-  record(sent_, stream_);
-  in_flight_ = true;
+  try {
+    record(sent_, stream_);
+  } catch (...) {
+    synchronize(stream_);  // what is here may be overwritten by the next pass
+    throw;
+  }
+  in_flight_ = is_sent_ = true;
 }
 
 DeviceBatch PassData::batch() const {

@@ -93,7 +93,8 @@ store(DeviceBatch batch, RowsToStore k, RowsToStore v, int n_head_kv, int64_t la
     UNROLL
     for (int j = 0; j < kWidth; ++j) values[j] = from[j];
   }
-  store_values<kWidth>(p, cache, batch.positions[row], i, values);
+  // Heads of caches in Q8_0 are multiples of 32, so the 8 lanes of a block take the same way.
+  store_values<kWidth>(p, cache, batch.positions[row], i, values, 0xffu << (lane_id() & ~7));
 }
 
 bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

@@ -51,11 +51,14 @@ struct KvPlane {
   int width() const { return head_dim % 4 == 0 ? 4 : 1; }
 };
 
-// kWidth values from value i of one head on; its dimension is a multiple of kWidth.
+// kWidth values from value i of one head on; its dimension is a multiple of kWidth. lanes: those of the warp that come
+// here together, groups of 8; those that are not there have nothing to store.
 template <int kWidth>
-DEVICE void store_values(const KvPlane& p, std::byte* head, int64_t position, int i, const float (&v)[kWidth]) {
-  std::byte* const values = head + p.values_at;
+DEVICE void store_values(const KvPlane& p, std::byte* head, int64_t position, int i, const float (&v)[kWidth],
+                         uint32_t lanes, bool there = true) {
   const int64_t at = position * p.head_dim + i;
+  if (p.type != KvType::Q8_0 && !there) return;
+  std::byte* const values = there ? head + p.values_at : nullptr;
   if (p.type == KvType::F32) {
     float* to = reinterpret_cast<float*>(values) + at;
     if constexpr (kWidth == 4) {
@@ -72,14 +75,13 @@ DEVICE void store_values(const KvPlane& p, std::byte* head, int64_t position, in
       *to = half_or_nan(v[0]);
     }
   } else if constexpr (kWidth == 4) {
-    // Heads are multiples of 32 here, so the 8 lanes of a block take the same way.
-    const uint32_t group = 0xffu << (lane_id() & ~7);
     uint32_t peak = peak_bits({v[0], v[1], v[2], v[3]});
     UNROLL
     for (int step = 4; step > 0; step /= 2) {
-      const uint32_t other = shuffle_xor(peak, step, group);
+      const uint32_t other = shuffle_xor(peak, step, lanes);
       peak = other > peak ? other : peak;
     }
+    if (!there) return;
     float inverse;
     const uint16_t scale = q8_scale(peak, inverse);
     const bool nan = scale == kHalfNan;

@@ -81,7 +81,7 @@ class TileCodes {
       }
     }
   }
-  // The same, times code_factor().
+  // The same, times code_factor(); of an odd group after the even one before it, whose bytes have its codes too.
   DEVICE void product_fragment(int group, uint32_t (&a)[4]) {
     if (code_factor<id>(group) == 1) return fragment(group, a);
     UNROLL

@@ -57,6 +57,7 @@ enum class Kind {
 //   kGroup                weights that share a scale: 16 or 32
 //   kZero, kHasMin        the zero point (0 where kHasMin), whether min[] can be other than 0
 //   to_affine(b, q, scale, min)   uint8 q[kBlockSize], float scale[kBlockSize / kGroup], min likewise (written always);
-//                         exact: the formula above, in float32, gives to_float's bits (but -0 may become +0)
+//                         exact: the formula above, in float32, gives to_float's bits (but -0 may become +0). A scale
+//                         has at most 22 significant bits and is below 2^100 (isa/avx512_vnni/panel.h)
 
 }  // namespace gristmill::formats

@@ -7,12 +7,6 @@
 #include "core/error.h"
 
 namespace gristmill::models {
-namespace {
-
-// Rows of logits made at a time: 32 x 152 064 floats are 19 MB of work space.
-
-}  // namespace
-
 Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameters& h) {
   Weights w;
   const auto matrix = [&](const std::string& name, int64_t n_rows, int64_t n_cols) {

@@ -35,13 +35,13 @@ struct Weights {
 // where a layer has a tensor that this family does not know and that would change the result.
 Weights read_weights(ModelSource& source, Backend& backend, const Hyperparameters& h);
 
-// Work space and the steps of one forward pass, in the order they are called.
 // Floats of one token in each buffer that a pass has for all of its tokens.
 std::array<int64_t, 10> activation_widths(const Hyperparameters& h);
 // Rows whose logits are made at once, at most: floats of n_embd and, but where operations write to the host, of
 // n_vocab.
 constexpr int kHeadRows = 32;
 
+// Work space and the steps of one forward pass, in the order they are called.
 class Blocks {
  public:
   Blocks(const Hyperparameters& h, const Weights& weights, Backend& backend);

@@ -41,6 +41,10 @@ void check_affine(const typename Format::Block& block) {
           w, y[i]);
     if (!Format::kHasMin) CHECK(min[g] == 0.0f, "%s group %d", Format::kName, g);
   }
+  // Sums that start at 1.5 * 2^23 and end as floats rely on it (isa/avx512_vnni/panel.h).
+  for (int g = 0; g < groups; ++g)
+    CHECK(!std::isfinite(scale[g]) || double(0x1.8p23f * scale[g]) == 0x1.8p23 * double(scale[g]),
+          "%s group %d: a scale of too many bits, %a", Format::kName, g, scale[g]);
 }
 
 template <class Format>

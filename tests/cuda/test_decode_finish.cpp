@@ -166,6 +166,7 @@ int main() {
     cuda::test::check_heads("F16", 5, 96, 96, interleaved, KvType::F32, KvType::Q8_0);
     cuda::test::check_gate("Q4_0", "Q4_0", multiprocessors == 3 ? 33 : 1, 256);
     cuda::test::check_gate("Q4_K", "Q6_K", 6, 512);
+    cuda::test::check_gate("Q4_0", "Q8_0", multiprocessors == 3 ? 70 : 33, 256);
   }
   return test::failures("test_decode_finish");
 }

@@ -114,7 +114,7 @@ DEVICE unsigned atomic_add(unsigned* p, unsigned v) { return atomicAdd(p, v); }
 // this added and then acquires.
 DEVICE unsigned add_release(unsigned* p, unsigned v) {
   unsigned before;
-  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+  asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
                : "=r"(before)
                : "l"(__cvta_generic_to_global(p)), "r"(v)
                : "memory");

@@ -17,6 +17,7 @@ constexpr int kPieceK = 256;
 // it stays within 2^22. Such a sum needs no conversion: (kSumBase + sum) scale - kSumBase scale is one instruction, and
 // exact but for its own rounding, since kSumBase has two bits and scales have 19 at most (a half times a byte).
 constexpr float kSumBase = 0x1.8p23f;
+static_assert(32 * 128 * 255 < 1 << 22);  // of a group, at most
 constexpr int32_t kSumBaseBits = std::bit_cast<int32_t>(kSumBase);
 
 struct Panel {

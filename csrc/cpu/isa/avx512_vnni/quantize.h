@@ -30,8 +30,8 @@ inline __m512i magnitudes(__m512 v) { return _mm512_castps_si512(_mm512_abs_ps(v
 struct TilePeaks {
   __m128i first, second;  // of token t in lane t
 };
-// Of 32 values of each of four tokens. Each step halves what is left of a token and puts another
-// token's half beside it.
+// Of 32 values of each of four tokens. Each step halves what is left of a token and puts another token's half beside
+// it.
 GRISTMILL_INLINE TilePeaks tile_peaks(const __m512 (&v)[kTileTokens][2]) {
   Peaks p[kTileTokens];
 #pragma GCC unroll 4
@@ -112,7 +112,7 @@ inline void split(__m512i q, __m512i& hi, __m512i& lo) {
 
 // ---- tiles of four tokens ----
 
-// Rows of a tile. Where tokens are missing, the last one's are there again, and nothing reads what becomes of them.
+// Rows of a tile. Where tokens are missing, the last one's are there again: multiplied as well, stored nowhere.
 struct TileRows {
   const float* row[kTileTokens];
   int n_tokens;

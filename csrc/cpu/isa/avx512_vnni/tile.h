@@ -3,7 +3,7 @@
 //   15 bit  two int8 planes, 128 hi + lo: vpdpbusd multiplies both with the same weights, a shift by 7 joins the sums
 //   8 bit   one plane; a value that stands out of its group keeps its upper bits in a list beside (outliers.h)
 // Four k of a token lie side by side, the tokens one after the other: the operand that vpdpbusd broadcasts.
-//   piece 0 of tile 0, piece 0 of tile 1, ...; piece 1 of tile 0, ...        padded with zeros
+//   piece 0 of tile 0, piece 0 of tile 1, ...; piece 1 of tile 0, ...        zeros behind the last k
 #pragma once
 
 #include <immintrin.h>
