@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
         throw Error("unknown part " + part);
       }
     }
+    destroy_stream(context.stream);
   } catch (const Error& e) {
     std::fprintf(stderr, "gpu_bench: %s\n", e.what());
     return 1;
