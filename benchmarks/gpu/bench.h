@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/matrix.h"
@@ -47,6 +48,11 @@ struct Context {
   int64_t copies(int64_t bytes) const { return 1 + (sizes.cold ? 4 * device.l2_bytes / bytes : 1); }
 };
 
+inline double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
 // Median milliseconds of f(i), which launches on the stream; f runs `inner` times between two events.
 template <class F>
 double median_ms(const Context& c, int inner, const F& f) {
@@ -63,8 +69,7 @@ double median_ms(const Context& c, int inner, const F& f) {
   }
   destroy_event(begin);
   destroy_event(end);
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return median(std::move(times));
 }
 
 // As median_ms, of n launches as a model's step makes them: one graph, so that the host's part of a launch is not what

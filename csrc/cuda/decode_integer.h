@@ -60,8 +60,8 @@ class IntegerSums {
 
  public:
   // Where the lane's activations of a column tile lie, of the first block. Tokens that it has not have the last one's:
-  // their sums go nowhere, and loads need no condition. Blocks of eight tokens
-  // behind the first check that the token is there.
+  // their sums go nowhere, and loads need no condition. Blocks of eight
+  // tokens behind the first check that the token is there.
   struct Inputs {
     const int8_t* planes;  // column g of B is one plane of one token; planes of a token follow each other
     const float* scales[kOwn];

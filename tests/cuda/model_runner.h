@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "models/model.h"
 #include "tiny_model.h"
 
@@ -17,8 +18,19 @@ using gristmill::test::MemoryFile;
 using gristmill::test::TinyModel;
 using gristmill::test::TinyShape;
 
+// A tiny model in a file that lives as long as this.
+struct TinyFile {
+  TinyModel tiny;
+  MemoryFile file;
+
+  TinyFile(const TinyShape& shape, formats::TypeId format) : tiny(make_tiny(shape, format)) {
+    CHECK(file.write(tiny.bytes));
+  }
+};
+
 class Runner {
  public:
+  Runner(const TinyFile& model, Backend& backend) : Runner(model.tiny, model.file.path(), backend) {}
   Runner(const TinyModel& tiny, const std::string& path, Backend& backend)
       : source_({path}, tiny.tensors, tiny.metadata), backend_(backend), model_(models::make_model(source_, backend)) {}
 

@@ -21,13 +21,11 @@ void check_model(const TinyShape& shape, formats::TypeId format, KvType type_k, 
   const std::string name = shape.architecture + " " + std::string(formats::find_format(uint32_t(format))->name) +
                            " cache " + std::to_string(int(type_k)) + std::to_string(int(type_v)) +
                            (prefill ? " prefill" : " decode");
-  const TinyModel tiny = make_tiny(shape, format);
-  const MemoryFile file;
-  CHECK(file.write(tiny.bytes));
+  const TinyFile tiny(shape, format);
   cpu::CpuBackend cpu(cpu::choose_kernels("scalar"), 1, cpu::Pass::kPrecisePrefill);
   CudaBackend device(0);
-  const std::vector<float> expected = Runner(tiny, file.path(), cpu).story(type_k, type_v, prefill);
-  const std::vector<float> got = Runner(tiny, file.path(), device).story(type_k, type_v, prefill);
+  const std::vector<float> expected = Runner(tiny, cpu).story(type_k, type_v, prefill);
+  const std::vector<float> got = Runner(tiny, device).story(type_k, type_v, prefill);
   const double worst = worst_difference(got, expected);
   std::printf("%s: the largest difference is %.2g of the logits' RMS\n", name.c_str(), worst);
   CHECK(worst <= bound, "%s: logits differ by %g of their RMS", name.c_str(), worst);
@@ -42,11 +40,9 @@ void check_model(const TinyShape& shape, formats::TypeId format, KvType type_k, 
 
 // A row's logits are the same however many rows are wanted, also where the head takes them in two parts.
 void check_rows(const TinyShape& shape) {
-  const TinyModel tiny = make_tiny(shape, formats::TypeId::Q4_0);
-  const MemoryFile file;
-  CHECK(file.write(tiny.bytes));
+  const TinyFile tiny(shape, formats::TypeId::Q4_0);
   CudaBackend device(0);
-  Runner runner(tiny, file.path(), device);
+  Runner runner(tiny, device);
   std::vector<int32_t> tokens(34);
   std::iota(tokens.begin(), tokens.end(), 2);
   std::vector<float> all, last;
@@ -61,11 +57,9 @@ void check_rows(const TinyShape& shape) {
 
 // Equal steps are one list: the second, which finds all buffers made, is the first that can come again.
 void check_one_graph(const TinyShape& shape) {
-  const TinyModel tiny = make_tiny(shape, formats::TypeId::Q4_0);
-  const MemoryFile file;
-  CHECK(file.write(tiny.bytes));
+  const TinyFile tiny(shape, formats::TypeId::Q4_0);
   CudaBackend device(0);
-  Runner runner(tiny, file.path(), device);
+  Runner runner(tiny, device);
   const auto cache = runner.make_cache(KvType::F16, KvType::F16);
   std::vector<float> logits;
   for (int step = 1; step <= 6; ++step) {

@@ -20,12 +20,10 @@ void check_promise(KvType type) {
   TinyShape shape;
   shape.n_layer = 2;
   shape.n_ff = 512;
-  const TinyModel tiny = make_tiny(shape, formats::TypeId::Q4_0);
-  const MemoryFile file;
-  CHECK(file.write(tiny.bytes));
+  const TinyFile tiny(shape, formats::TypeId::Q4_0);
   emulation::DeviceTraits& traits = emulation::device_traits();
   CudaBackend device(0);
-  Runner runner(tiny, file.path(), device);
+  Runner runner(tiny, device);
   const auto a = runner.make_cache(type, type), b = runner.make_cache(type, type);
   device.begin({});  // the buffers of loading go
   const int64_t model = traits.used_bytes;

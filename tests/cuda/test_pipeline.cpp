@@ -115,16 +115,14 @@ void check_splits(bool tied) {
 
 // A step across a border still becomes a graph on each GPU.
 void check_graphs() {
-  const TinyModel tiny = make_tiny(small(2), formats::TypeId::Q8_0);
-  const MemoryFile file;
-  CHECK(file.write(tiny.bytes));
+  const TinyFile tiny(small(2), formats::TypeId::Q8_0);
   auto first = std::make_unique<CudaBackend>(0), second = std::make_unique<CudaBackend>(1 % device_count());
   const CudaBackend &a = *first, &b = *second;
   std::vector<PipelineBackend::Stage> stages;
   stages.push_back({std::move(first), 0});
   stages.push_back({std::move(second), 1});
   PipelineBackend pipeline(std::move(stages));
-  Runner(tiny, file.path(), pipeline).story(KvType::F16, KvType::F16, true);
+  Runner(tiny, pipeline).story(KvType::F16, KvType::F16, true);
   CHECK(a.n_graphs() > 0 && b.n_graphs() > 0, "graphs of two GPUs: %d and %d", a.n_graphs(), b.n_graphs());
 }
 
