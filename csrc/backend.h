@@ -66,6 +66,13 @@ struct TopLogits {
   TopLogits from_row(int64_t row) const { return {k, n_vocab, ids + row * k, values + row * k, finite + row}; }
 };
 
+// What the rows of a product's input are.
+enum class Phase {
+  kPrefill,  // tokens of a prompt
+  kDecode,   // one token of each sequence
+  kHead,     // what the output head makes logits of
+};
+
 // Tokens of one or several sequences, sequence after sequence.
 struct Batch {
   std::vector<int32_t> tokens;
@@ -79,6 +86,7 @@ struct Batch {
   // Decoding (one row a sequence) and prefill choose kernels by this, never by how many sequences share the batch, so
   // that a sequence gets the same bits alone and in company.
   bool is_decode() const { return spans.size() == tokens.size(); }
+  Phase phase() const { return is_decode() ? Phase::kDecode : Phase::kPrefill; }
 };
 
 enum class RopeStyle {
@@ -125,7 +133,7 @@ class Backend {
   // out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight
   virtual void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) = 0;
   // Every product of the same x [n, n_cols].
-  virtual void matmul(std::span<const Product> products, const float* x, int n, bool decode) = 0;
+  virtual void matmul(std::span<const Product> products, const float* x, int n, Phase phase) = 0;
   // Rotates the first `dims` of every head in place; cos_sin [n, dims] holds dims / 2 cosines, then as many sines.
   virtual void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) = 0;
   // Writes k [n, n_head_kv * head_dim_k] and v to each span's cache, from position n_past on.

@@ -50,9 +50,8 @@ Engine::Engine(models::ModelSource source, const EngineOptions& options)
   isa_ = kernels.name;
   devices_ = choose(source_, options);
   backend_ = make_backend(devices_, [&] {
-    return std::make_unique<cpu::CpuBackend>(kernels,
-                                             options.n_threads > 0 ? options.n_threads : default_thread_count(),
-                                             options.precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill);
+    return std::make_unique<cpu::CpuBackend>(
+        kernels, options.n_threads > 0 ? options.n_threads : default_thread_count(), options.precise);
   });
   source_.tell_progress(options.progress);
   model_ = models::make_model(source_, *backend_);

@@ -23,7 +23,7 @@ struct EngineOptions {
   int n_threads = 0;  // 0: physical cores
   KvType type_k = KvType::F16, type_v = KvType::F16;
   std::string isa;       // empty: GRISTMILL_ISA or the best
-  bool precise = false;  // prefill with activations of 15 bits instead of 8
+  bool precise = false;  // activations of 15 bits instead of 8
   // As in DeviceRequest.
   std::string device = "cpu";
   std::optional<int> n_gpu_layers = {};

@@ -44,7 +44,7 @@ std::vector<double> time_matmul(const MatmulTiming& timing) {
   }
   const auto call = [&](const Weight& copy) {
     const Product product{&copy, nullptr, y.get()};
-    backend.matmul({&product, 1}, x.get(), timing.n, timing.decode);
+    backend.matmul({&product, 1}, x.get(), timing.n, timing.decode ? Phase::kDecode : Phase::kPrefill);
   };
   using Clock = std::chrono::steady_clock;
   const auto seconds_since = [](Clock::time_point start) {

@@ -2,7 +2,7 @@
 
 namespace gristmill {
 
-void ObservingBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
+void ObservingBackend::matmul(std::span<const Product> products, const float* x, int n, Phase phase) {
   const size_t n_cols = size_t(products.front().weight->n_cols);
   const float* inputs = x;
   if (!inner_->writes_host()) {
@@ -19,7 +19,7 @@ void ObservingBackend::matmul(std::span<const Product> products, const float* x,
     seen.n_rows += n;
     for (size_t i = 0; i < n_cols; ++i) seen.sums[i] += sums_[i];
   }
-  inner_->matmul(products, x, n, decode);
+  inner_->matmul(products, x, n, phase);
 }
 
 }  // namespace gristmill

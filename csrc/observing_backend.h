@@ -37,7 +37,7 @@ class ObservingBackend final : public Backend {
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override {
     inner_->rms_norm(x, weight, eps, n, n_cols, out);
   }
-  void matmul(std::span<const Product> products, const float* x, int n, bool decode) override;
+  void matmul(std::span<const Product> products, const float* x, int n, Phase phase) override;
   void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) override {
     inner_->rope(x, n, n_heads, head_dim, dims, cos_sin, style);
   }

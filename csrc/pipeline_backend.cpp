@@ -160,11 +160,11 @@ void PipelineBackend::rms_norm(const float* x, const float* weight, float eps, i
   here().rms_norm(from, weight, eps, n, n_cols, write(out, size_t(n) * size_t(n_cols)));
 }
 
-void PipelineBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
+void PipelineBackend::matmul(std::span<const Product> products, const float* x, int n, Phase phase) {
   const float* from = read(x);
   products_.assign(products.begin(), products.end());
   for (Product& p : products_) p.y = write(p.y, size_t(n) * size_t(p.weight->n_rows));
-  here().matmul(products_, from, n, decode);
+  here().matmul(products_, from, n, phase);
 }
 
 void PipelineBackend::rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin,

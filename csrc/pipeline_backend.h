@@ -34,7 +34,7 @@ class PipelineBackend final : public Backend {
   void end() override;
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override;
-  void matmul(std::span<const Product> products, const float* x, int n, bool decode) override;
+  void matmul(std::span<const Product> products, const float* x, int n, Phase phase) override;
   void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) override;
   void store_kv(const Batch& batch, int layer, const float* k, const float* v) override;
   void attention(const Batch& batch, int layer, const float* q, int n_head, float scale, float* out) override;

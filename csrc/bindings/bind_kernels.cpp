@@ -24,12 +24,19 @@ using ConstBytes = nb::ndarray<const uint8_t, nb::shape<-1, -1>, nb::c_contig, n
 // Multiplications below which starting threads takes longer than they save.
 constexpr double kOneThread = 2e7;
 
-cpu::Pass pass_named(const std::string& mode, size_t n) {
-  if (mode == "auto") return n <= size_t(cpu::kDecodeRows) ? cpu::Pass::kDecode : cpu::Pass::kPrecisePrefill;
-  if (mode == "decode") return cpu::Pass::kDecode;
-  if (mode == "precise") return cpu::Pass::kPrecisePrefill;
-  if (mode == "prefill") return cpu::Pass::kPrefill;
-  throw ArgumentError("[matmul] mode, expected decode, prefill, precise or auto, got " + mode);
+struct Mode {
+  Phase phase;
+  bool precise;
+};
+
+Mode mode_named(const std::string& mode, size_t n) {
+  const Phase by_rows = n <= size_t(cpu::kDecodeRows) ? Phase::kDecode : Phase::kPrefill;
+  if (mode == "auto") return {by_rows, true};
+  if (mode == "decode") return {Phase::kDecode, false};
+  if (mode == "precise_decode") return {Phase::kDecode, true};
+  if (mode == "prefill") return {Phase::kPrefill, false};
+  if (mode == "precise") return {Phase::kPrefill, true};
+  throw ArgumentError("[matmul] mode, expected decode, prefill, precise_decode, precise or auto, got " + mode);
 }
 
 Weight weight_of(const char* op, const ConstBytes& packed, uint32_t type_id, int64_t n_cols) {
@@ -57,7 +64,7 @@ auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, 
     throw ArgumentError("[matmul] columns of x, expected " + std::to_string(n_cols) + ", got " +
                         std::to_string(x.shape(1)));
   const size_t n = x.shape(0), m = packed.shape(0);
-  const cpu::Pass pass = pass_named(mode, n);
+  const Mode how = mode_named(mode, n);
   const cpu::Kernels& kernels = cpu::choose_kernels(isa);
   auto y = make_array<float>(n, m);
   const nb::gil_scoped_release release;
@@ -65,9 +72,9 @@ auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, 
     std::fill_n(y.data(), y.size(), 0.0f);
   } else if (y.size() > 0) {
     const bool small = double(n) * double(m) * double(n_cols) < kOneThread;
-    cpu::CpuBackend backend(kernels, small ? 1 : default_thread_count(), pass);
+    cpu::CpuBackend backend(kernels, small ? 1 : default_thread_count(), how.precise);
     const Product product{&w, nullptr, y.data()};
-    backend.matmul({&product, 1}, x.data(), int(n), pass == cpu::Pass::kDecode);
+    backend.matmul({&product, 1}, x.data(), int(n), how.phase);
   }
   return y;
 }
@@ -91,15 +98,17 @@ void bind_kernels(nb::module_& m) {
       "activation_group", [](const std::string& isa) { return cpu::choose_kernels(isa).activation_group; }, "isa"_a,
       "How many activations share a scale in products with quantized weights; 0 for a whole row.");
   m.def(
-      "prefill_bits",
-      [](const std::string& isa, uint32_t type_id, bool precise) {
+      "activation_bits",
+      [](const std::string& isa, uint32_t type_id, const std::string& mode) {
         const formats::FormatInfo* format = formats::find_format(type_id);
-        if (!format) throw ArgumentError("[prefill_bits] unknown type " + std::to_string(type_id));
-        const cpu::Pass pass = precise ? cpu::Pass::kPrecisePrefill : cpu::Pass::kPrefill;
-        return cpu::choose_kernels(isa).activations[int(pass)][cpu::format_index(format)].bits;
+        if (!format) throw ArgumentError("[activation_bits] unknown type " + std::to_string(type_id));
+        const Mode how = mode_named(mode, 1);
+        return cpu::choose_kernels(isa)
+            .activations[int(cpu::pass_for(how.phase, how.precise))][cpu::format_index(format)]
+            .bits;
       },
-      "isa"_a, "type_id"_a, "precise"_a = false,
-      "Bits of an activation that prefill multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.");
+      "isa"_a, "type_id"_a, "mode"_a = "prefill",
+      "Bits of an activation that a mode multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.");
   m.def("affine_rows", &affine_rows, "packed"_a, "type_id"_a, "n_cols"_a,
         "Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).");
 }

@@ -70,9 +70,10 @@ const std::byte* CpuBackend::quantize(const Activations& a, const float* x, int 
   return out;
 }
 
-void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
+void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, Phase phase) {
   const int64_t n_cols = products.front().weight->n_cols;
-  const Pass pass = decode ? Pass::kDecode : prefill_;
+  const Pass pass = pass_for(phase, precise_);
+  const bool decode = phase != Phase::kPrefill;
   if (n == 0) return;
   const int rows_at_once = std::min(n, decode ? kDecodeRows : kPrefillRows);
   // What each product reads. Formats may want x in different ways, of which each is made once.

@@ -15,9 +15,8 @@ namespace gristmill::cpu {
 
 class CpuBackend final : public Backend {
  public:
-  // prefill: which of its two passes to take.
-  CpuBackend(const Kernels& kernels, int n_threads, Pass prefill = Pass::kPrefill)
-      : kernels_(kernels), prefill_(prefill), pool_(n_threads) {}
+  CpuBackend(const Kernels& kernels, int n_threads, bool precise = false)
+      : kernels_(kernels), precise_(precise), pool_(n_threads) {}
 
   int n_threads() const override { return pool_.n_threads(); }
 
@@ -26,7 +25,7 @@ class CpuBackend final : public Backend {
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override;
-  void matmul(std::span<const Product> products, const float* x, int n, bool decode) override;
+  void matmul(std::span<const Product> products, const float* x, int n, Phase phase) override;
   void rope(float* x, int n, int n_heads, int head_dim, int dims, const float* cos_sin, RopeStyle style) override;
   void store_kv(const Batch& batch, int layer, const float* k, const float* v) override;
   void attention(const Batch& batch, int layer, const float* q, int n_head, float scale, float* out) override;
@@ -53,7 +52,7 @@ class CpuBackend final : public Backend {
                             AlignedBuffer<std::byte>& to);
 
   const Kernels& kernels_;
-  const Pass prefill_;
+  const bool precise_;
   ThreadPool pool_;
   std::vector<AlignedBuffer<std::byte>> quantized_;  // one for each way that products of one x want it
   AlignedBuffer<float> partials_;

@@ -15,11 +15,16 @@ constexpr int kFormats = int(std::tuple_size_v<formats::All>);
 // Rows of activations that one pass over the weights serves when decoding.
 constexpr int kDecodeRows = 8;
 
-// What a product is for. Decoding multiplies quantized weights with activations of 15 bits, for it waits for memory;
-// prefill with 8 and the outliers apart, or where it has to be precise with 15. Weights that are floats are multiplied
-// in float32; in prefill that need not be precise an instruction set may take 14 bits of both.
-enum class Pass { kPrefill, kPrecisePrefill, kDecode };
-constexpr int kPasses = 3;
+// What a product is for. Where it has to be precise, quantized weights are multiplied with activations of 15 bits, and
+// an instruction set may take 8 and the outliers apart elsewhere. Weights that are floats are multiplied in float32; in
+// prefill that need not be precise a set may take 14 bits of both.
+enum class Pass { kPrefill, kPrecisePrefill, kDecode, kPreciseDecode };
+constexpr int kPasses = 4;
+// The head is always precise: with 8 bits it alone would add more divergence than all layers together.
+inline Pass pass_for(Phase phase, bool precise) {
+  if (phase == Phase::kPrefill) return precise ? Pass::kPrecisePrefill : Pass::kPrefill;
+  return precise || phase == Phase::kHead ? Pass::kPreciseDecode : Pass::kDecode;
+}
 
 // One piece of a product: rows [row_begin, row_end) of w for every row of x.
 struct MatmulTask {

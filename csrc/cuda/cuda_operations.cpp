@@ -89,11 +89,11 @@ void CudaBackend::rms_norm(const float* x, const float* weight, float eps, int n
   prepared_ = {out, n, rows};
 }
 
-void CudaBackend::matmul(std::span<const Product> products, const float* x, int n, bool decode) {
+void CudaBackend::matmul(std::span<const Product> products, const float* x, int n, Phase phase) {
   const int64_t n_cols = products.front().weight->n_cols;
   std::vector<DeviceProduct> work;
   for (const Product& p : products) work.push_back({matrix_of(*p.weight), p.bias, p.y});
-  if (!decode) {
+  if (phase == Phase::kPrefill) {
     uint16_t* scratch = grow(scratch_, size_t(prefill_scratch(device_, n_cols)));
     const HalfRows rows = prepare(x, n, n_cols, false).halves;
     for (const DeviceProduct& p : work) {

@@ -125,7 +125,7 @@ void Blocks::attention(const Batch& batch, int layer) {
   const std::array<Product, 3> qkv = {Product{&l.attn_q, l.attn_q_bias.get(), q_.get()},
                                       Product{&l.attn_k, l.attn_k_bias.get(), k_.get()},
                                       Product{&l.attn_v, l.attn_v_bias.get(), v_.get()}};
-  backend_.matmul(qkv, normed_.get(), n, batch.is_decode());
+  backend_.matmul(qkv, normed_.get(), n, batch.phase());
   const auto rotate = [&](float* heads, int n_heads) {
     backend_.rope(heads, n, n_heads, h_.head_dim_k, h_.rope.dims, rope_table_.get(), h_.rope.style);
   };
@@ -135,7 +135,7 @@ void Blocks::attention(const Batch& batch, int layer) {
   const float scale = 1.0f / std::sqrt(float(h_.head_dim_k));
   backend_.attention(batch, layer, q_.get(), h_.n_head, scale, attended_.get());
   backend_.matmul(std::array{Product{&l.attn_output, l.attn_output_bias.get(), projected_.get()}}, attended_.get(), n,
-                  batch.is_decode());
+                  batch.phase());
   backend_.add(x_.get(), projected_.get(), size_t(n) * size_t(h_.n_embd));
 }
 
@@ -145,10 +145,10 @@ void Blocks::feed_forward(const Batch& batch, int layer) {
   backend_.rms_norm(x_.get(), l.ffn_norm.get(), h_.rms_epsilon, n, h_.n_embd, normed_.get());
   const std::array<Product, 2> gate_up = {Product{&l.ffn_gate, l.ffn_gate_bias.get(), gate_.get()},
                                           Product{&l.ffn_up, l.ffn_up_bias.get(), up_.get()}};
-  backend_.matmul(gate_up, normed_.get(), n, batch.is_decode());
+  backend_.matmul(gate_up, normed_.get(), n, batch.phase());
   backend_.swiglu(gate_.get(), up_.get(), size_t(n) * size_t(h_.n_ff));
   backend_.matmul(std::array{Product{&l.ffn_down, l.ffn_down_bias.get(), projected_.get()}}, gate_.get(), n,
-                  batch.is_decode());
+                  batch.phase());
   backend_.add(x_.get(), projected_.get(), size_t(n) * size_t(h_.n_embd));
 }
 
@@ -171,7 +171,7 @@ void Blocks::head(const Batch& batch, float* logits) {
     backend_.gather_rows(x_.get(), some, h_.n_embd, head_rows_.get());
     backend_.rms_norm(head_rows_.get(), weights_.output_norm.get(), h_.rms_epsilon, n, h_.n_embd, head_rows_.get());
     // Always the decoding kernels: a row's logits then do not depend on how many rows were asked for.
-    backend_.matmul(std::array{Product{&weights_.output, nullptr, out}}, head_rows_.get(), n, true);
+    backend_.matmul(std::array{Product{&weights_.output, nullptr, out}}, head_rows_.get(), n, Phase::kHead);
     if (batch.top) {
       backend_.top_logits(out, n, h_.n_vocab, batch.top->from_row(int64_t(first)));
     } else {

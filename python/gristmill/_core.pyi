@@ -42,9 +42,9 @@ def activation_group(isa: str) -> int:
     How many activations share a scale in products with quantized weights; 0 for a whole row.
     """
 
-def prefill_bits(isa: str, type_id: int, precise: bool = False) -> int:
+def activation_bits(isa: str, type_id: int, mode: str = 'prefill') -> int:
     """
-    Bits of an activation that prefill multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.
+    Bits of an activation that a mode multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.
     """
 
 def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int) -> tuple:

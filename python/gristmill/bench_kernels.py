@@ -39,7 +39,7 @@ def peak_of(name: str, kernel: str, limits: Limits) -> float:
     if format.kind == "affine":
         return limits.int8_gop_s
     integers = kernel == "prefill" and limits.int16_gop_s
-    return limits.float_gop_s_with(_core.prefill_bits(limits.isa, format.type_id) if integers else 32)
+    return limits.float_gop_s_with(_core.activation_bits(limits.isa, format.type_id) if integers else 32)
 
 
 @dataclass(frozen=True)

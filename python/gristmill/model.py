@@ -60,10 +60,10 @@ def load(
         overrides: Metadata values to use instead of the file's, by full key. A key that nothing reads warns.
         cache_type_k: ``"f16"``, ``"f32"`` or ``"q8_0"``, how the cache keeps keys.
         cache_type_v: The same for values.
-        precise: Multiply quantized weights with activations of 15 bits in prefill too, and F16 and BF16 ones
-            in float32, as decoding always does. By default prefill takes 8 bits and a few of a token's values
-            exactly, or 14 bits for F16 and BF16, where that is faster. On a GPU it takes halves (11 bits)
-            either way, and warns.
+        precise: Multiply quantized weights with activations of 15 bits, and F16 and BF16 ones in float32. By
+            default layers take 8 bits and a few of a token's values exactly, or for prompts 14 bits for F16
+            and BF16, where an instruction set is faster with that; the output is always precise. On a GPU
+            decoding always has 15 bits, and prompts take halves (11 bits) either way, which it warns of.
         main_gpu: The GPU, by the driver's number, to use where one is enough; the first by default.
         tensor_split: Shares of the layers for each GPU in order; by default one GPU where that is enough,
             else all of them by their free memory.
@@ -146,7 +146,7 @@ class Model:
     cache_type_v: str
     """How sessions keep values."""
     precise: bool
-    """Whether prefill takes activations of 15 bits, as decoding does."""
+    """Whether quantized weights are always multiplied with activations of 15 bits."""
 
     def __init__(
         self,
@@ -241,7 +241,9 @@ class Model:
                 there = any(part.first <= layer < part.last for part in on_gpu)
                 elements[None if there else tensor.type_id] += math.prod(tensor.shape)
         kind = max(elements, key=elements.__getitem__)
-        return _GPU_PREFILL_BITS if kind is None else _core.prefill_bits(self.isa, kind, self.precise)
+        if kind is None:
+            return _GPU_PREFILL_BITS
+        return _core.activation_bits(self.isa, kind, "precise" if self.precise else "prefill")
 
     @property
     def n_threads(self) -> int:

@@ -155,15 +155,16 @@ def matmul(
         isa: an instruction set of ``_core.supported_isas()``; empty for the one that GRISTMILL_ISA names, or
             the best.
         mode: "decode" for the kernels that serve single tokens (eight rows of ``x`` share a pass over the
-            weights), "prefill" for those that serve whole prompts, "precise" for those that serve them under
-            ``load(precise=True)``, "auto" for decode up to eight rows and precise beyond.
+            weights), "prefill" for those that serve whole prompts, "precise_decode" and "precise" for those
+            that serve them under ``load(precise=True)``, "auto" for the one of these two that up to eight
+            rows, or more, are multiplied with.
 
     Returns:
         float32 ``[n, m]``, or ``[m]``. Where the weights are quantized, ``x`` is rounded to 15 bits a value,
         with one scale per 32 values or per row: the error of each product is at most ``peak / 32512`` times
-        the weight's magnitude. In "prefill" it is rounded to 8 bits, but for a few values of each row that
-        are far larger than their neighbours. A NaN or an infinity in a row of ``x`` makes its row of the
-        result not finite.
+        the weight's magnitude. In "decode" and "prefill" it may be rounded to 8 bits, but for a few values of
+        each row that are far larger than their neighbours. A NaN or an infinity in a row of ``x`` makes its
+        row of the result not finite.
 
     Raises:
         ArgumentError: unknown type, ``isa`` or ``mode``; a row that does not divide into blocks; bytes or

@@ -9,6 +9,7 @@ template <class... Format>
 constexpr FallbackKernels make(std::tuple<Format...>*) {
   return {{{cpu::prefill_affine<Format, cpu::Pass::kPrefill>...},
            {cpu::prefill_affine<Format, cpu::Pass::kPrecisePrefill>...},
+           {cpu::decode_affine<Format>...},
            {cpu::decode_affine<Format>...}}};
 }
 constexpr FallbackKernels kKernels = make(static_cast<UnknownFormats*>(nullptr));

@@ -9,7 +9,8 @@ template <class... Format>
 constexpr FallbackKernels make(std::tuple<Format...>*) {
   return {{{cpu::prefill<cpu::AffineOperands<Format, 1>>...},
            {cpu::prefill<cpu::AffineOperands<Format, 2>>...},
-           {cpu::decode_affine<Format>...}}};
+           {cpu::decode_affine<Format, 1>...},
+           {cpu::decode_affine<Format, 2>...}}};
 }
 constexpr FallbackKernels kKernels = make(static_cast<UnknownFormats*>(nullptr));
 

@@ -23,7 +23,7 @@ struct Case {
   cpu::Activations activations[cpu::kPasses];
 };
 using cpu::Pass;
-constexpr const char* kPassNames[] = {"prefill", "precise prefill", "decode"};
+constexpr const char* kPassNames[] = {"prefill", "precise prefill", "decode", "precise decode"};
 
 std::mt19937 random_bits(1);
 
@@ -105,8 +105,9 @@ void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n,
 constexpr int64_t kManyRows = 650;
 
 void check_all_shapes(const Case& c) {
-  check_case(c, Pass::kDecode, kManyRows, std::max(c.format->block_size, 64), 1, Guarded<std::byte>::kEnd);
-  check_case(c, Pass::kDecode, kManyRows, std::max(c.format->block_size, 64), 5, Guarded<std::byte>::kEnd);
+  for (const Pass pass : {Pass::kDecode, Pass::kPreciseDecode})
+    for (const int n : {1, 5})
+      check_case(c, pass, kManyRows, std::max(c.format->block_size, 64), n, Guarded<std::byte>::kEnd);
   for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
     for (const int64_t n_cols : {std::max(c.format->block_size, 64), c.format->block_size == 256 ? 512 : 288})
       check_case(c, pass, kManyRows, n_cols, 9, Guarded<std::byte>::kEnd);
@@ -115,7 +116,8 @@ void check_all_shapes(const Case& c) {
   for (const int64_t n_cols : {block, 3 * block, block == 256 ? 1280 : 288, block == 1 ? 37 : 2 * block})
     for (const int64_t n_rows : {1, 3, 17, 45})
       for (const auto side : {Guarded<std::byte>::kEnd, Guarded<std::byte>::kBegin}) {
-        for (const int n : {1, 2, 3, 5, 8}) check_case(c, Pass::kDecode, n_rows, n_cols, n, side);
+        for (const Pass pass : {Pass::kDecode, Pass::kPreciseDecode})
+          for (const int n : {1, 2, 3, 5, 8}) check_case(c, pass, n_rows, n_cols, n, side);
         for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
           for (const int n : {1, 9, 15}) check_case(c, pass, n_rows, n_cols, n, side);
       }
@@ -147,21 +149,22 @@ void check_fallbacks(const cpu::Kernels& kernels, const FallbackKernels& fallbac
   static constexpr formats::FormatInfo infos[] = {unknown_info<Format>()...};
   const int quantized = cpu::format_index(formats::find_format(uint32_t(formats::TypeId::Q8_0)));
   for (size_t i = 0; i < sizeof...(Format); ++i)
-    check_all_shapes(
-        {std::string(kernels.name) + " fallback " + std::string(infos[i].name),
-         &infos[i],
-         {fallback.matmul[0][i], fallback.matmul[1][i], fallback.matmul[2][i]},
-         {kernels.activations[0][quantized], kernels.activations[1][quantized], kernels.activations[2][quantized]}});
+    check_all_shapes({std::string(kernels.name) + " fallback " + std::string(infos[i].name),
+                      &infos[i],
+                      {fallback.matmul[0][i], fallback.matmul[1][i], fallback.matmul[2][i], fallback.matmul[3][i]},
+                      {kernels.activations[0][quantized], kernels.activations[1][quantized],
+                       kernels.activations[2][quantized], kernels.activations[3][quantized]}});
 }
 
 void check_isa(const std::string& isa) {
   const cpu::Kernels& kernels = cpu::choose_kernels(isa);
   for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
     const int i = cpu::format_index(f);
-    check_all_shapes({isa + " " + std::string(f->name),
-                      f,
-                      {kernels.matmul[0][i], kernels.matmul[1][i], kernels.matmul[2][i]},
-                      {kernels.activations[0][i], kernels.activations[1][i], kernels.activations[2][i]}});
+    check_all_shapes(
+        {isa + " " + std::string(f->name),
+         f,
+         {kernels.matmul[0][i], kernels.matmul[1][i], kernels.matmul[2][i], kernels.matmul[3][i]},
+         {kernels.activations[0][i], kernels.activations[1][i], kernels.activations[2][i], kernels.activations[3][i]}});
   }
   auto* unknown = static_cast<UnknownFormats*>(nullptr);
 #if defined(__x86_64__)

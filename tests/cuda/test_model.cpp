@@ -22,7 +22,7 @@ void check_model(const TinyShape& shape, formats::TypeId format, KvType type_k, 
                            " cache " + std::to_string(int(type_k)) + std::to_string(int(type_v)) +
                            (prefill ? " prefill" : " decode");
   const TinyFile tiny(shape, format);
-  cpu::CpuBackend cpu(cpu::choose_kernels("scalar"), 1, cpu::Pass::kPrecisePrefill);
+  cpu::CpuBackend cpu(cpu::choose_kernels("scalar"), 1, true);
   CudaBackend device(0);
   const std::vector<float> expected = Runner(tiny, cpu).story(type_k, type_v, prefill);
   const std::vector<float> got = Runner(tiny, device).story(type_k, type_v, prefill);

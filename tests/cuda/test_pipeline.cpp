@@ -17,7 +17,7 @@ namespace gristmill::cuda::test {
 namespace {
 
 std::unique_ptr<Backend> make_cpu() {
-  return std::make_unique<cpu::CpuBackend>(cpu::choose_kernels("scalar"), 1, cpu::Pass::kPrecisePrefill);
+  return std::make_unique<cpu::CpuBackend>(cpu::choose_kernels("scalar"), 1, true);
 }
 
 // devices: -1 for the CPU, else the GPU, or one of those there are where they are fewer; first: the first layer of

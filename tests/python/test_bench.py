@@ -344,7 +344,7 @@ def test_table_and_file(out: Any, tmp_path: Path) -> None:
 def test_precise_is_a_setting_of_the_results(out: Any) -> None:
     """What prefill multiplies with, where the machine's instruction set has a choice."""
     q8_0 = quants.format_named("Q8_0").type_id
-    bits = _core.prefill_bits(_core.supported_isas()[0], q8_0)
+    bits = _core.activation_bits(_core.supported_isas()[0], q8_0)
     flags = ["-p", "16", "-n", "0", "-r", "1", "-t", "1", "-q"]
     for more, precise, expected in (([], False, bits), (["--precise"], True, 15)):
         [record] = json.loads(out(*flags, *more, "--json")[0])["results"]

@@ -68,7 +68,7 @@ def test_close_to_the_exact_model(
     ids, exact = (ids, exact) if best else (ids[:N_OTHER], exact[:N_OTHER])
     splits = [len(ids) - N_DECODED, *[1] * N_DECODED]
     # A set without kernels of 8 bits has the same bits in both modes, which test_logits.py sees to.
-    for bits in sorted({15, _core.prefill_bits(engine.isa, quants.format_named("Q4_1").type_id)}):
+    for bits in sorted({15, _core.activation_bits(engine.isa, quants.format_named("Q4_1").type_id)}):
         log_q = log_softmax(engine.logits(smollm2_path, ids, splits, n_ctx=N_CTX, precise=bits == 15))
         kl = divergence(exact, log_q)
         top = np.mean(exact.argmax(axis=-1) == log_q.argmax(axis=-1))

@@ -22,12 +22,15 @@ def same_bits(a: Array, b: Array) -> bool:
 
 @each_format
 @each_isa
-def test_decoding_in_company_changes_no_bit(fmt: quants.Format, isa: str) -> None:
-    packed, _ = packed_rows(fmt, K, "random")
-    x = activations(8, K)
-    alone = np.concatenate([multiply(packed, fmt, row[None], isa, "decode") for row in x])
+@pytest.mark.parametrize("mode", ["decode", "precise_decode"])
+@pytest.mark.parametrize("k", [K, 288])  # whole pieces, and a part; blocks of 256 have no parts
+def test_decoding_in_company_changes_no_bit(fmt: quants.Format, isa: str, mode: str, k: int) -> None:
+    k = -(-k // fmt.block_size) * fmt.block_size
+    packed, _ = packed_rows(fmt, k, "random")
+    x = activations(8, k)
+    alone = np.concatenate([multiply(packed, fmt, row[None], isa, mode) for row in x])
     for n in range(2, 9):
-        assert same_bits(multiply(packed, fmt, x[:n], isa, "decode"), alone[:n]), f"batch of {n}"
+        assert same_bits(multiply(packed, fmt, x[:n], isa, mode), alone[:n]), f"batch of {n}"
 
 
 @each_format
@@ -48,7 +51,7 @@ def test_prefill_is_precise_where_it_has_no_8_bits(fmt: quants.Format, isa: str)
     packed, _ = packed_rows(fmt, K, "random")
     x = activations(9, K)
     same = same_bits(multiply(packed, fmt, x, isa, "prefill"), multiply(packed, fmt, x, isa, "precise"))
-    bits = [_core.prefill_bits(isa, fmt.type_id, precise) for precise in (False, True)]
+    bits = [_core.activation_bits(isa, fmt.type_id, mode) for mode in ("prefill", "precise")]
     assert bits[1] == (32 if fmt.kind == "float" else 15)
     assert same == (bits[0] == bits[1])
 
@@ -180,7 +183,7 @@ def test_arguments_that_do_not_fit() -> None:
         quants.matmul(packed, "Q8_0", (3, 64), x[:, :32])
     with refused("x must be an array of real numbers", "complex"):
         quants.matmul(packed, "Q8_0", (3, 64), x.astype(complex))
-    with refused("mode", "decode, prefill, precise or auto", "both"):
+    with refused("mode", "decode, prefill, precise_decode, precise or auto", "both"):
         quants.matmul(packed, "Q8_0", (3, 64), x, mode="both")
     with refused("sse9"):
         quants.matmul(packed, "Q8_0", (3, 64), x, isa="sse9")

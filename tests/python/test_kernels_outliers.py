@@ -18,7 +18,7 @@ SHORT = 512  # 16 groups: two
 N = 40  # rows, which leave no tile of four unfilled; the last rows of 41 are a tile of one
 
 each_affine = pytest.mark.parametrize("fmt", AFFINE, ids=lambda fmt: fmt.name)
-each_mode = pytest.mark.parametrize("mode", ["prefill", "precise"])
+each_mode = pytest.mark.parametrize("mode", ["prefill", "precise", "decode", "precise_decode"])
 
 
 def gaussian(n: int, k: int, seed: int = 3) -> Array:
@@ -47,8 +47,9 @@ def root_mean_square(x: Array) -> float:
 
 @each_affine
 @each_isa
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
 @pytest.mark.parametrize("size", [64.0, 1024.0, 1e6])
-def test_one_huge_channel_blurs_no_other(fmt: quants.Format, isa: str, size: float) -> None:
+def test_one_huge_channel_blurs_no_other(fmt: quants.Format, isa: str, mode: str, size: float) -> None:
     """The error is what 15 bits have on the same row and 8 bits on the row without it, not their product.
 
     Sharing a scale with a value of 64, 31 others would lose 4 bits more: 2.5 times this error.
@@ -57,12 +58,12 @@ def test_one_huge_channel_blurs_no_other(fmt: quants.Format, isa: str, size: flo
     plain = gaussian(N + 1, K)
     x, where = with_outliers(plain, [size])
     plain[where] = 0
-    error = errors(packed, fmt, weights, x, isa, "prefill")
+    error = errors(packed, fmt, weights, x, isa, mode)
     of_size = errors(packed, fmt, weights, x, isa, "precise")
-    of_others = errors(packed, fmt, weights, plain, isa, "prefill")
+    of_others = errors(packed, fmt, weights, plain, isa, mode)
     allowed = np.hypot(root_mean_square(of_size), root_mean_square(of_others))
     assert root_mean_square(error) < 1.1 * allowed
-    assert worst(multiply(packed, fmt, x, isa, "prefill"), packed, fmt, weights, x, isa, "prefill") <= 1
+    assert worst(multiply(packed, fmt, x, isa, mode), packed, fmt, weights, x, isa, mode) <= 1
 
 
 CASES = {
@@ -141,7 +142,7 @@ def test_not_finite_beside_outliers(fmt: quants.Format, isa: str, mode: str, val
 
 
 @each_isa
-@pytest.mark.parametrize("mode", ["prefill", "precise"])
+@each_mode
 @pytest.mark.parametrize("size", [1e-44, 1e-31, 1e-25, 1e-20, 1e-10, 1e10, 9e17, 2e18, 1e25, 1e33])
 def test_outliers_of_any_magnitude(isa: str, mode: str, size: float) -> None:
     """64 times the others, whatever those are: squares of float32 values would over- or underflow."""

@@ -30,7 +30,7 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead,
   typename V::T acc[Q][kBlocks * kVectors];
   for (auto& row : acc)
     for (auto& a : row) a = V::zero();
-  const int64_t step = ahead ? kBlocks * block_bytes / head_dim : 0;  // bytes of a dimension
+  const int64_t step = ahead ? kBlocks * bytes_of(type, 32 * kPositions) / 32 : 0;  // bytes of a dimension
   const std::byte* next = k + ahead;
   for (int first = 0; first < head_dim; first += kDims, k += 34 * kPositions) {
     [[maybe_unused]] alignas(64) float scale[kBlocks * kPositions];

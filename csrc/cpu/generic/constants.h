@@ -1,6 +1,7 @@
-// Loops over constants: what the kernels name registers by must be known to the compiler.
+// What must be known to the compiler: loops over constants, by which the kernels name registers, and sizes of blocks.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 
@@ -31,6 +32,13 @@ template <int N, class F>
 GRISTMILL_INLINE void for_constants(const F& f) {
   [&]<int... i>(std::integer_sequence<int, i...>)
       GRISTMILL_LAMBDA { (f(constant<i>), ...); }(std::make_integer_sequence<int, N>{});
+}
+
+// Bytes of n weights, a whole number of blocks. Weight::row_bytes() divides by a number read from memory, some ninety
+// cycles each time: a tenth of decoding, before kernels had this.
+template <class Format>
+GRISTMILL_INLINE constexpr int64_t weight_bytes(int64_t n) {
+  return int64_t(uint64_t(n) / Format::kBlockSize * sizeof(typename Format::Block));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ template <class Set, class Format, Pass kPass>
 constexpr MatmulFunction matmul_kernel() {
   if constexpr (Set::template kIntegers<Format, kPass>) {
     return Set::template matmul<Format, kPass>;
-  } else if constexpr (kPass == Pass::kDecode) {
+  } else if constexpr (kPass == Pass::kDecode || kPass == Pass::kPreciseDecode) {
     return decode_float<typename Set::Vec, Format>;
   } else {
     return prefill_float<typename Set::Vec, Format>;
@@ -57,10 +57,12 @@ constexpr Kernels make_kernels(std::tuple<Format...>*) {
           Set::kActivationGroup,
           {{activations_for<Set, Format, Pass::kPrefill>()...},
            {activations_for<Set, Format, Pass::kPrecisePrefill>()...},
-           {activations_for<Set, Format, Pass::kDecode>()...}},
+           {activations_for<Set, Format, Pass::kDecode>()...},
+           {activations_for<Set, Format, Pass::kPreciseDecode>()...}},
           {{matmul_kernel<Set, Format, Pass::kPrefill>()...},
            {matmul_kernel<Set, Format, Pass::kPrecisePrefill>()...},
-           {matmul_kernel<Set, Format, Pass::kDecode>()...}},
+           {matmul_kernel<Set, Format, Pass::kDecode>()...},
+           {matmul_kernel<Set, Format, Pass::kPreciseDecode>()...}},
           attention<Vec>,
           rms_norm<Vec>,
           rope<Vec>,

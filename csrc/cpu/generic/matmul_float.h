@@ -91,13 +91,14 @@ struct FloatPanels {
 template <class V, class Format>
 inline void pack_floats(const Weight& w, int64_t r, int64_t n_rows, int64_t k0, int64_t n_k, FloatPanels<V>& to) {
   constexpr int N = V::N;
+  const int64_t row_bytes = w.row_bytes();  // a division
   for (int p = 0; p < V::kGemmPanels; ++p)
     for (int64_t k = 0; k < n_k; k += N) {
       const int count = int(std::min<int64_t>(N, n_k - k));
       typename V::T rows[N];
       for (int i = 0; i < N; ++i)  // rows that are not there repeat the last; nobody reads their sums
-        rows[i] = load_weights<V, Format>(w.data + (r + std::min<int64_t>(p * N + i, n_rows - 1)) * w.row_bytes(),
-                                          k0 + k, count);
+        rows[i] =
+            load_weights<V, Format>(w.data + (r + std::min<int64_t>(p * N + i, n_rows - 1)) * row_bytes, k0 + k, count);
       V::transpose(rows);
       for (int i = 0; i < count; ++i) V::store(to.w[k + i][p], rows[i]);
     }

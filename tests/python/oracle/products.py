@@ -1,7 +1,7 @@
 """How far a product with packed weights may be from the exact one, computed from the data.
 
-Kernels round activations to 15 bits with one scale per 32 values, or in prefill to 8 bits with a few values
-of a row kept apart, multiply integers exactly, and add the scaled sums of groups in float32. Float formats
+Kernels round activations to 15 bits with one scale per 32 values, or to 8 bits with a few values of a row
+kept apart, multiply integers exactly, and add the scaled sums of groups in float32. Float formats
 are multiplied in float32, or in prefill with both sides rounded to 14 bits, one scale per 32.
 """
 
@@ -23,8 +23,8 @@ OUTLIER_RATIO = 2.0
 OUTLIER_MOST = 1e18  # whose square a float32 still holds
 
 
-def prefill_bits(fmt: quants.Format, isa: str) -> int:
-    return _core.prefill_bits(isa, fmt.type_id)
+def bits_of(fmt: quants.Format, isa: str, mode: str) -> int:
+    return _core.activation_bits(isa, fmt.type_id, mode)
 
 
 def steps_of_14_bits(values: Array) -> Array:
@@ -40,7 +40,7 @@ def steps(x: Array, fmt: quants.Format, isa: str, mode: str = "decode") -> Array
     n, k = x.shape
     group = _core.activation_group(isa) or k
     magnitudes = np.abs(x.astype(np.float64)).reshape(n, k // group, group)
-    if mode == "prefill" and prefill_bits(fmt, isa) == 8:
+    if bits_of(fmt, isa, mode) == 8:
         return np.repeat(scale_peaks(magnitudes) / STEPS_8_BIT, group, axis=1)
     return np.repeat(magnitudes.max(2) / STEPS, group, axis=1)
 
@@ -71,7 +71,7 @@ def bound(
     exact = np.abs(x.astype(np.float64))
     if fmt.kind == "float":
         size = np.abs(weights.astype(np.float64))
-        if mode == "prefill" and prefill_bits(fmt, isa) == 14:
+        if bits_of(fmt, isa, mode) == 14:
             half = 0.5 + 2 * ROUND * STEPS_14_BIT
             x_off, w_off = steps_of_14_bits(x) * half, steps_of_14_bits(weights) * half
             # Scales are rounded twice each, their product, a group's sum and its conversion once.

@@ -28,7 +28,7 @@ struct Set {
   static void matmul(const MatmulTask& task) {
     if constexpr (kIsHalf<Format>) {
       prefill_halves<Format>(task);
-    } else if constexpr (kPass == Pass::kDecode) {
+    } else if constexpr (kPass == Pass::kDecode || kPass == Pass::kPreciseDecode) {
       decode_affine<Format>(task);
     } else {
       prefill_affine<Format, kPass>(task);

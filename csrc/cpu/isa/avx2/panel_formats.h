@@ -348,13 +348,13 @@ struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS, 128, true> {
 template <class Layout, class Sink>
 GRISTMILL_INLINE void unpack_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
                                    Sink& sink) {
-  using Block = typename Layout::Format::Block;
-  constexpr int kBlock = Layout::Format::kBlockSize, kBytes = kPieceK / kBlock * int(sizeof(Block));
-  Rows rows(reinterpret_cast<const uint8_t*>(w.data) + r * w.row_bytes() + k0 / kBlock * int64_t(sizeof(Block)),
-            distance * w.row_bytes());
+  using Format = typename Layout::Format;
+  constexpr int kBytes = int(weight_bytes<Format>(kPieceK));
+  const int64_t row_bytes = weight_bytes<Format>(w.n_cols);
+  Rows rows(reinterpret_cast<const uint8_t*>(w.data) + r * row_bytes + weight_bytes<Format>(k0), distance * row_bytes);
   alignas(32) uint8_t copy[kPanelRows][kBytes];
   if (n_rows < kPanelRows || n_k < kPieceK) {
-    const size_t n_bytes = size_t(n_k / kBlock) * sizeof(Block);
+    const size_t n_bytes = size_t(weight_bytes<Format>(n_k));
     for (int i = 0; i < kPanelRows; ++i) {
       std::memcpy(copy[i], rows.at(std::min(i, n_rows - 1), 0), n_bytes);
       std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);

@@ -26,45 +26,74 @@ inline void store_rows(const MatmulTask& task, int t, int64_t r, int n_rows, int
   }
 }
 
-template <class Layout>
-inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t distance) {
+// Adds weights [k0, k0 + n_k) of a panel's rows times a token's piece.
+template <class Layout, bool kKeep, int kPlanes>
+inline void add_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
+                      const TilePiece<kPlanes, 1>& x, Panel& panel, PanelSums<1>& sums) {
+  if (!kHasParts<Layout> || n_k == kPieceK) {
+    TokenSink<Layout, kPlanes, kKeep> sink(x.group, panel, 0);
+    unpack_blocks<Layout>(w, r, n_rows, distance, k0, n_k, sink);
+    sink.add_to(sums);
+  } else if constexpr (kHasParts<Layout>) {
+    for (int k = 0; k < n_k; k += kPartK) {
+      TokenSink<Layout, kPlanes, kKeep, kPartK> sink(x.group + k / 32, panel, k);
+      unpack_blocks<Layout, kPartBlocks<Layout>>(w, r, n_rows, distance, k0 + k, std::min<int64_t>(kPartK, n_k - k),
+                                                 sink);
+      sink.add_to(sums);
+    }
+  }
+}
+
+template <class Layout, int kPlanes>
+inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
   const Weight& w = *task.w;
-  const auto* x = reinterpret_cast<const TilePiece<2, 1>*>(task.x);
+  const auto* x = reinterpret_cast<const TilePiece<kPlanes, 1>*>(task.x);
   alignas(64) PanelSums<1> sums = {};
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, ++x) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
-    if (!kHasParts<Layout> || n_k == kPieceK) {
-      TokenSink<Layout> sink(x->group);
-      unpack_blocks<Layout>(w, r, n_rows, distance, k0, n_k, sink);
-      sink.add_to(sums);
-    } else if constexpr (kHasParts<Layout>) {
-      for (int64_t k = 0; k < n_k; k += kPartK) {
-        TokenSink<Layout, kPartK> sink(x->group + k / 32);
-        unpack_blocks<Layout, kPartBlocks<Layout>>(w, r, n_rows, distance, k0 + k, std::min<int64_t>(kPartK, n_k - k),
-                                                   sink);
-        sink.add_to(sums);
+    if constexpr (kPlanes == 1) {
+      if (x->n_outliers > 0) {
+        add_piece<Layout, true>(w, r, n_rows, distance, k0, n_k, *x, panel, sums);
+        add_outliers<Layout, 1>(&panel, 1, *x, &sums);
+        continue;
       }
     }
+    add_piece<Layout, false>(w, r, n_rows, distance, k0, n_k, *x, panel, sums);
   }
   store_rows(task, 0, r, n_rows, distance, sums[0]);
 }
 
+// The lines of a row's 256 weights from k on; beyond a row's end its lane goes on with the next. While sums of several
+// tokens are made nothing else reads memory.
+template <class Layout>
+GRISTMILL_INLINE void ask_for_piece(const Weight& w, int64_t row, int64_t k) {
+  using Format = typename Layout::Format;
+  const auto* p =
+      reinterpret_cast<const char*>(w.data) + row * weight_bytes<Format>(w.n_cols) + weight_bytes<Format>(k);
+  for (int64_t i = 0; i < weight_bytes<Format>(kPieceK); i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
+}
+
 // Two to eight tokens: one tile or two.
-template <class Layout, int kTiles>
+template <class Layout, int kPlanes, int kTiles>
 inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
   constexpr int T = kTileTokens;
   const Weight& w = *task.w;
-  const auto* x = reinterpret_cast<const TilePiece<2, T>*>(task.x);
+  const auto* x = reinterpret_cast<const TilePiece<kPlanes, T>*>(task.x);
   alignas(64) PanelSums<T> sums[kTiles] = {};
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += kTiles) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
     unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
-    multiply_tile<Layout, 2, 1, T, kTiles>(&panel, x, int((n_k + 31) / 32), sums);
+    const auto ask = [&](int group) GRISTMILL_LAMBDA {
+      for (int row = 2 * group; row < 2 * group + 2; ++row) ask_for_piece<Layout>(w, r + row * distance, k0 + kPieceK);
+    };
+    multiply_tile<Layout, kPlanes, 1, T, kTiles>(&panel, x, int((n_k + 31) / 32), sums, ask);
+    if constexpr (kPlanes == 1)
+      for (int tile = 0; tile < kTiles; ++tile) add_outliers<Layout, T>(&panel, 1, x[tile], sums + tile);
   }
   for (int t = 0; t < task.n; ++t) store_rows(task, t, r, n_rows, distance, sums[t / T][t % T]);
 }
 
-template <class Format>
+template <class Format, int kPlanes>
 void decode_affine(const MatmulTask& task) {
   using Layout = PanelLayout<Format>;
   static_assert(kDecodeRows == 2 * kTileTokens);
@@ -74,11 +103,11 @@ void decode_affine(const MatmulTask& task) {
     const int n_rows = int(std::min<int64_t>(kPanelRows, left));
     for (int64_t i = r; i < r + distance; ++i) {
       if (task.n == 1) {
-        decode_token<Layout>(task, i, n_rows, distance);
+        decode_token<Layout, kPlanes>(task, i, n_rows, distance, panel);
       } else if (task.n <= kTileTokens) {
-        decode_tiles<Layout, 1>(task, i, n_rows, distance, panel);
+        decode_tiles<Layout, kPlanes, 1>(task, i, n_rows, distance, panel);
       } else {
-        decode_tiles<Layout, 2>(task, i, n_rows, distance, panel);
+        decode_tiles<Layout, kPlanes, 2>(task, i, n_rows, distance, panel);
       }
     }
     r += n_rows * distance;

@@ -8,6 +8,8 @@
 namespace gristmill::cpu {
 namespace {
 
+constexpr int decode_planes(Pass pass) { return pass == Pass::kDecode ? 1 : 2; }
+
 struct Set {
   using Vec = Avx512Vec;
   static constexpr const char* kName = "avx512_vnni";
@@ -22,14 +24,15 @@ struct Set {
       return {8, kTileTokens, tile_bytes<TilePiece<1, kTileTokens>>, quantize_tile<1>};
     if constexpr (kPass == Pass::kPrecisePrefill)
       return {15, kTileTokens, tile_bytes<TilePiece<2, kTileTokens>>, quantize_tile<2>};
-    return {15, kTileTokens, decode_tile_bytes, quantize_decode_tile};
+    constexpr int kPlanes = decode_planes(kPass);
+    return {kPlanes == 1 ? 8 : 15, kTileTokens, decode_tile_bytes<kPlanes>, quantize_decode_tile<kPlanes>};
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
     if constexpr (kIsHalf<Format>) {
       prefill<WordOperands<Format>>(task);
-    } else if constexpr (kPass == Pass::kDecode) {
-      decode_affine<Format>(task);
+    } else if constexpr (kPass == Pass::kDecode || kPass == Pass::kPreciseDecode) {
+      decode_affine<Format, decode_planes(kPass)>(task);
     } else {
       prefill<AffineOperands<Format, kPass == Pass::kPrefill ? 1 : 2>>(task);
     }

@@ -55,8 +55,10 @@ inline void ask_for_sums(const PanelSums<T>* next, int group) {
 
 // Products of the groups' integers, then scales: sums[tile * P + panel] += panel . tile over n_groups groups of 32 k.
 // More tokens at once are more sums that do not wait for each other.
-template <class Layout, int kPlanes, int P, int T, int kTiles = 1>
-inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tiles, int n_groups, PanelSums<T>* sums) {
+// ask(g) with each group asks for memory that is needed next.
+template <class Layout, int kPlanes, int P, int T, int kTiles = 1, class Ask>
+inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tiles, int n_groups, PanelSums<T>* sums,
+                          const Ask& ask) {
   constexpr int kGroup = Layout::kGroup, kHalves = 32 / kGroup, N = T * kTiles;
   // Two planes, measured: with more to add than one product a group, 5 %; with one, 10 % slower.
   constexpr bool kInPlace = kHalves == 2 || Layout::kHasMin;
@@ -73,7 +75,7 @@ inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tile
       for (size_t i = 0; i < sizeof x; i += 64)
         _mm_prefetch(reinterpret_cast<const char*>(&x) + kTiles * sizeof(TilePiece<kPlanes, T>) + i, _MM_HINT_T0);
     }
-    if constexpr (P == 3) ask_for_sums(sums + P, g);
+    ask(g);
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
       // Where registers allow, each plane has sums of its own: fewer waits for the sum before.
@@ -159,55 +161,69 @@ inline void multiply_tile(const Panel* panels, const TilePiece<kPlanes, T>* tile
   for (int i = 0; i < P * N; ++i) _mm512_store_ps(sums[i % N / T * P + i / N][i % T], s[i / N][i % N]);
 }
 
-// A sink that multiplies kK weights with one token as they come and keeps none: its sums stay in registers, and are
-// added in the order of multiply_tile.
-template <class Layout, int kK = kPieceK>
+// A sink that multiplies kK weights with one token as they come: the sums of groups that are under way stay in
+// registers, and are added in the order of multiply_tile. Weights go to the panel only where kKeep.
+template <class Layout, int kPlanes, bool kKeep, int kK = kPieceK>
 struct TokenSink {
   static constexpr int kGroups = kK / Layout::kGroup;
   static constexpr int kQuads = Layout::kGroup / 4;
-  const TileGroup<2, 1>* x;          // [kK / 32]
-  __m512i hi[kGroups], lo[kGroups];  // of the groups that are under way
+  const TileGroup<kPlanes, 1>* x;  // [kK / 32]
+  Panel& panel;
+  const int k;  // where in the panel
+  __m512i acc[kPlanes][kGroups];
   alignas(64) int32_t sum[kGroups][kPanelRows];
-  alignas(64) float scale[kGroups][kPanelRows], minimum[kK / Layout::kMinGroup][kPanelRows];
-  int32_t offset[kGroups];
+  int32_t start[kGroups];
 
-  GRISTMILL_INLINE explicit TokenSink(const TileGroup<2, 1>* groups) : x(groups) {
+  GRISTMILL_INLINE TokenSink(const TileGroup<kPlanes, 1>* groups, Panel& to, int from) : x(groups), panel(to), k(from) {
     if constexpr (Layout::kZero != 0)
-      for (int g = 0; g < kGroups; ++g) offset[g] = -Layout::kZero * sum_of(g);
+      for (int g = 0; g < kGroups; ++g) start[g] = -Layout::kZero * sum_of(g);
   }
   // Of the token's integers in a group.
   GRISTMILL_INLINE int sum_of(int g) const {
-    const auto& sums = x[g * Layout::kGroup / 32].isum;
-    if (Layout::kGroup == 32) return 128 * (sums[0][0][0] + sums[0][0][1]) + sums[1][0][0] + sums[1][0][1];
-    return 128 * sums[0][0][g % 2] + sums[1][0][g % 2];
+    int all = 0;
+    for (const auto& plane : x[g * Layout::kGroup / 32].isum)
+      all = 128 * all + (Layout::kGroup == 32 ? plane[0][0] + plane[0][1] : plane[0][g % 2]);
+    return all;
   }
   template <class I>
   GRISTMILL_INLINE void set_u(I i, __m512i u) {
     constexpr int g = i / kQuads;
-    if constexpr (i % kQuads == 0) {
-      hi[g] = _mm512_setzero_si512();
-      lo[g] = Layout::kZero != 0 ? _mm512_set1_epi32(offset[g]) : _mm512_setzero_si512();
-    }
-    hi[g] = _mm512_dpbusd_epi32(hi[g], u, broadcast4(x[i / 8].q[0][i % 8][0]));
-    lo[g] = _mm512_dpbusd_epi32(lo[g], u, broadcast4(x[i / 8].q[1][i % 8][0]));
+    if constexpr (i % kQuads == 0)
+      for (int p = 0; p < kPlanes; ++p)
+        acc[p][g] = Layout::kZero != 0 && p == kPlanes - 1 ? _mm512_set1_epi32(start[g]) : _mm512_setzero_si512();
+    for (int p = 0; p < kPlanes; ++p)
+      acc[p][g] = _mm512_dpbusd_epi32(acc[p][g], u, broadcast4(x[i / 8].q[p][i % 8][0]));
     if constexpr (i % kQuads == kQuads - 1)
-      _mm512_store_si512(sum[g], _mm512_add_epi32(_mm512_slli_epi32(hi[g], 7), lo[g]));
+      _mm512_store_si512(
+          sum[g], kPlanes == 1 ? acc[0][g] : _mm512_add_epi32(_mm512_slli_epi32(acc[0][g], 7), acc[kPlanes - 1][g]));
+    if constexpr (kKeep) panel.set_u(k / 4 + i, u);
   }
-  GRISTMILL_INLINE void set_scale(int group, __m512 x) { _mm512_store_ps(scale[group], x); }
-  GRISTMILL_INLINE void set_minimum(int group, __m512 x) { _mm512_store_ps(minimum[group], x); }
+  GRISTMILL_INLINE void set_scale(int group, __m512 x) { _mm512_store_ps(panel.scale[k / Layout::kGroup + group], x); }
+  GRISTMILL_INLINE void set_minimum(int group, __m512 x) {
+    _mm512_store_ps(panel.minimum[k / Layout::kMinGroup + group], x);
+  }
+  GRISTMILL_INLINE __m512 minimum(int group) const {
+    return _mm512_load_ps(panel.minimum[k / Layout::kMinGroup + group]);
+  }
   GRISTMILL_INLINE void add_to(PanelSums<1>& sums) {
     __m512 s = _mm512_load_ps(sums[0]);
     for_constants<kGroups>([&](auto g) GRISTMILL_LAMBDA {
-      const TileGroup<2, 1>& group = x[g * Layout::kGroup / 32];
-      const __m512 both = _mm512_mul_ps(_mm512_load_ps(scale[g]), _mm512_set1_ps(group.scale[0]));
-      s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sum[g])), both, s);
+      const TileGroup<kPlanes, 1>& group = x[g * Layout::kGroup / 32];
+      const __m512 total = _mm512_cvtepi32_ps(_mm512_load_si512(sum[g]));
+      const __m512 scale = _mm512_load_ps(panel.scale[k / Layout::kGroup + g]),
+                   x_scale = _mm512_set1_ps(group.scale[0]);
+      if constexpr (kPlanes == 1) {
+        s = _mm512_fmadd_ps(_mm512_mul_ps(total, scale), x_scale, s);
+      } else {
+        s = _mm512_fmadd_ps(total, _mm512_mul_ps(scale, x_scale), s);
+      }
       if constexpr (Layout::kHasMin && Layout::kGroup == 32)
-        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(group.sum[0]), s);
+        s = _mm512_fmadd_ps(minimum(g), _mm512_set1_ps(group.sum[0]), s);
       if constexpr (Layout::kHasMin && Layout::kGroup == 16 && g % 2 == 1) {
         float halves[2][1];
         set_half_sums(group, halves);
-        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g - 1]), _mm512_set1_ps(halves[0][0]), s);
-        s = _mm512_fmadd_ps(_mm512_load_ps(minimum[g]), _mm512_set1_ps(halves[1][0]), s);
+        s = _mm512_fmadd_ps(minimum(g - 1), _mm512_set1_ps(halves[0][0]), s);
+        s = _mm512_fmadd_ps(minimum(g), _mm512_set1_ps(halves[1][0]), s);
       }
     });
     _mm512_store_ps(sums[0], s);

@@ -429,17 +429,15 @@ struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS> {
 // Weights [k0, k0 + n_k) of rows r, r + distance, ..., n_rows <= 16 of them, in kBlocks blocks. Where there are fewer,
 // rows repeat the last and blocks are zero bytes, which are weights of scale zero.
 template <class Layout, int kBlocks = Layout::kBlocks, class Sink>
-inline void unpack_blocks(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
-                          Sink& sink) {
+GRISTMILL_INLINE void unpack_blocks(const Weight& w, int64_t r, int n_rows, int64_t distance, int64_t k0, int64_t n_k,
+                                    Sink& sink) {
   using Format = typename Layout::Format;
-  constexpr int kBytes = kBlocks * int(sizeof(typename Format::Block));
-  const int64_t stride = distance * w.row_bytes();
-  const auto* p = reinterpret_cast<const uint8_t*>(w.data) + r * w.row_bytes() +
-                  k0 / Format::kBlockSize * int64_t(sizeof(typename Format::Block));
-  if (n_rows >= kPanelRows && n_k == kBlocks * Format::kBlockSize)
-    return Layout::template unpack<kBlocks>(Rows{p, stride}, sink);
+  constexpr int kWeights = kBlocks * Format::kBlockSize, kBytes = int(weight_bytes<Format>(kWeights));
+  const int64_t row_bytes = weight_bytes<Format>(w.n_cols), stride = distance * row_bytes;
+  const auto* p = reinterpret_cast<const uint8_t*>(w.data) + r * row_bytes + weight_bytes<Format>(k0);
+  if (n_rows >= kPanelRows && n_k == kWeights) return Layout::template unpack<kBlocks>(Rows{p, stride}, sink);
   alignas(64) uint8_t copy[kPanelRows][kBytes];
-  const size_t n_bytes = size_t(n_k / Format::kBlockSize) * sizeof(typename Format::Block);
+  const size_t n_bytes = size_t(weight_bytes<Format>(n_k));
   for (int i = 0; i < kPanelRows; ++i) {
     std::memcpy(copy[i], p + std::min(i, n_rows - 1) * stride, n_bytes);
     std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);

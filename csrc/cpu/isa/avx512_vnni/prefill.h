@@ -23,7 +23,9 @@ struct AffineOperands {
   }
   template <int P>
   static void multiply(const Panel* panels, const Piece& piece, int n_groups, PanelSums<kTileTokens>* sums) {
-    multiply_tile<Layout, kPlanes, P, kTileTokens>(panels, &piece, n_groups, sums);
+    multiply_tile<Layout, kPlanes, P, kTileTokens>(panels, &piece, n_groups, sums, [&](int g) GRISTMILL_LAMBDA {
+      if constexpr (P == 3) ask_for_sums(sums + P, g);
+    });
     if constexpr (kPlanes == 1) add_outliers<Layout, kTileTokens>(panels, P, piece, sums);
   }
 };

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "cpu/generic/activation_scale.h"
 #include "cpu/isa/avx512_vnni/tile.h"
@@ -52,6 +53,16 @@ GRISTMILL_INLINE TilePeaks tile_peaks(const __m512 (&v)[kTileTokens][2]) {
   all = merge(all,
               {_mm512_shuffle_i64x2(all.first, all.first, 0xb1), _mm512_shuffle_i64x2(all.second, all.second, 0xb1)});
   return {_mm512_castsi512_si128(all.first), _mm512_castsi512_si128(all.second)};
+}
+
+// Four groups' peaks in memory, and what is the first of each there.
+inline void store_peaks(const TilePeaks& p, GroupPeak* to) {
+  store16(to, _mm_unpacklo_epi32(p.first, p.second));
+  store16(to + 2, _mm_unpackhi_epi32(p.first, p.second));
+}
+inline __m128 load_first(const GroupPeak* peaks) {
+  const auto* p = reinterpret_cast<const float*>(peaks);
+  return _mm_shuffle_ps(_mm_loadu_ps(p), _mm_loadu_ps(p + 4), 0x88);
 }
 
 // activation_scale() of a tile's tokens.
@@ -134,30 +145,31 @@ struct TileRows {
   }
 };
 
-// The outliers of a tile: their upper bits go to the piece's list, and what is left of them to its group.
+// The outliers of a tile of T tokens: their upper bits go to the piece's list, and what is left of them to its group.
+template <int T>
 class TileOutliers {
  public:
   // peaks: [group][token]; where a group has an outlier, its largest becomes what 127 stands for.
   void choose(GroupPeak* peaks, int64_t n_groups, int n_tokens) {
     for (int t = 0; t < n_tokens; ++t) {
       RowOutliers row;
-      row.choose(peaks + t, n_groups, kTileTokens);
+      row.choose(peaks + t, n_groups, T);
       for (int i = 0; i < row.size(); ++i) {
-        GroupPeak& peak = peaks[row.group(i) * kTileTokens + t];
+        GroupPeak& peak = peaks[row.group(i) * T + t];
         found_[n_++] = {row.group(i), t, peak.first};
         peak.first = outlier_scale_peak(peak);
       }
     }
-    std::sort(found_, found_ + n_, [](const Found& a, const Found& b) { return a.group < b.group; });
+    for (int i = 1; i < n_; ++i)  // a handful, in order of their groups
+      for (int j = i; j > 0 && found_[j].group < found_[j - 1].group; --j) std::swap(found_[j], found_[j - 1]);
   }
   // To be asked for every group, in order.
-  GRISTMILL_INLINE void take_out(int64_t group, const __m512 (&v)[kTileTokens][2], __m512i (&q)[1][2][kTileTokens],
-                                 TilePiece<1, kTileTokens>& piece) {
+  GRISTMILL_INLINE void take_out(int64_t group, const __m512 (&v)[T][2], __m512i (&q)[1][2][T],
+                                 TilePiece<1, T>& piece) {
     if (next_ == n_ || found_[next_].group != group) return;
     // By way of memory, since an index into registers would keep them there for every group.
-    alignas(64) int32_t values[2][kTileTokens][16];
-    for (int i = 0; i < 2 * kTileTokens; ++i)
-      _mm512_store_si512(values[i / kTileTokens][i % kTileTokens], q[0][i / kTileTokens][i % kTileTokens]);
+    alignas(64) int32_t values[2][T][16];
+    for (int i = 0; i < 2 * T; ++i) _mm512_store_si512(values[i / T][i % T], q[0][i / T][i % T]);
     for (; next_ < n_ && found_[next_].group == group; ++next_) {
       const int t = found_[next_].token;
       const __m512i peak = _mm512_set1_epi32(std::bit_cast<int>(found_[next_].peak));
@@ -168,8 +180,7 @@ class TileOutliers {
       value -= 128 * high;
       piece.outlier[piece.n_outliers++] = {uint8_t(t), uint8_t(group * 32 % kPieceK + at), int8_t(high)};
     }
-    for (int i = 0; i < 2 * kTileTokens; ++i)
-      q[0][i / kTileTokens][i % kTileTokens] = _mm512_load_si512(values[i / kTileTokens][i % kTileTokens]);
+    for (int i = 0; i < 2 * T; ++i) q[0][i / T][i % T] = _mm512_load_si512(values[i / T][i % T]);
   }
 
  private:
@@ -178,7 +189,7 @@ class TileOutliers {
     int token;
     float peak;
   };
-  Found found_[kTileTokens * kMaxOutliers];
+  Found found_[T * kMaxOutliers];
   int n_ = 0, next_ = 0;
 };
 
@@ -188,15 +199,13 @@ inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int6
   const TileRows rows(x, n_cols, n_tokens, tile);
   const int64_t n_groups = n_cols / 32, tiles = n_tiles(n_tokens, kTileTokens);
   [[maybe_unused]] GroupPeak* peaks = nullptr;  // [group][token]
-  [[maybe_unused]] TileOutliers outliers;
+  [[maybe_unused]] TileOutliers<kTileTokens> outliers;
   if constexpr (kPlanes == 1) {
     peaks = reinterpret_cast<GroupPeak*>(thread_scratch(size_t(kTileTokens * n_groups) * sizeof(GroupPeak)));
     for (int64_t g = 0; g < n_groups; ++g) {
       __m512 v[kTileTokens][2];
       rows.load(32 * g, v);
-      const TilePeaks p = tile_peaks(v);
-      store16(peaks + kTileTokens * g, _mm_unpacklo_epi32(p.first, p.second));
-      store16(peaks + kTileTokens * g + 2, _mm_unpackhi_epi32(p.first, p.second));
+      store_peaks(tile_peaks(v), peaks + kTileTokens * g);
     }
     outliers.choose(peaks, n_groups, rows.n_tokens);
   }
@@ -213,8 +222,7 @@ inline void quantize_tile(const float* x, int64_t n_cols, int64_t n_tokens, int6
     rows.load(32 * g, v);
     TileScales s;
     if constexpr (kPlanes == 1) {
-      const auto* p = reinterpret_cast<const float*>(peaks + kTileTokens * g);
-      s = tile_scales(_mm_shuffle_ps(_mm_loadu_ps(p), _mm_loadu_ps(p + 4), 0x88), kActivationMax8);
+      s = tile_scales(load_first(peaks + kTileTokens * g), kActivationMax8);
     } else {
       s = tile_scales(_mm_castsi128_ps(tile_peaks(v).first), kActivationMax);
     }
@@ -242,37 +250,82 @@ inline __m128i sums_of_16(__m256i v) {
   return _mm_unpacklo_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
-inline void quantize_token(const float* x, int64_t n_cols, TilePiece<2, 1>* pieces) {
-  for (int64_t k = 0; k < n_pieces(n_cols) * kPieceK; k += 32) {
-    TileGroup<2, 1>& to = pieces[k / kPieceK].group[k % kPieceK / 32];
-    if (k >= n_cols) {
-      std::memset(static_cast<void*>(&to), 0, sizeof to);
+// q: [plane][first or second 16 k]
+template <int kPlanes>
+GRISTMILL_INLINE void set_group(const __m512i (&q)[kPlanes][2][1], float scale, TileGroup<kPlanes, 1>& to) {
+  int sum = 0;
+  for (int p = 0; p < kPlanes; ++p) {
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(q[p][0][0])),
+                                                  _mm512_cvtepi32_epi8(q[p][1][0]), 1);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.q[p]), bytes);
+    const __m128i sums = sums_of_16(bytes);
+    const int first = _mm_cvtsi128_si32(sums), second = _mm_extract_epi32(sums, 1);
+    to.isum[p][0][0] = int16_t(first);
+    to.isum[p][0][1] = int16_t(second);
+    sum = 128 * sum + first + second;
+  }
+  to.scale[0] = scale;
+  to.sum[0] = scale * float(sum);
+}
+
+// Four groups of 32 from k on, zeros beyond n_cols: where a tile has four tokens.
+GRISTMILL_INLINE void load_groups(const float* x, int64_t k, int64_t n_cols, __m512 (&v)[kTileTokens][2]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 2 * kTileTokens; ++i)
+    v[i / 2][i % 2] = _mm512_maskz_loadu_ps(first_lanes(n_cols - k - 16 * i), x + k + 16 * i);
+}
+
+template <int kPlanes>
+inline void quantize_token(const float* x, int64_t n_cols, TilePiece<kPlanes, 1>* pieces) {
+  const int64_t n_groups = n_cols / 32;
+  [[maybe_unused]] GroupPeak* peaks = nullptr;
+  [[maybe_unused]] TileOutliers<1> outliers;
+  if constexpr (kPlanes == 1) {
+    peaks = reinterpret_cast<GroupPeak*>(thread_scratch(size_t(n_groups + kTileTokens) * sizeof(GroupPeak)));
+    for (int64_t g = 0; g < n_groups; g += kTileTokens) {
+      __m512 v[kTileTokens][2];
+      load_groups(x, 32 * g, n_cols, v);
+      store_peaks(tile_peaks(v), peaks + g);
+    }
+    outliers.choose(peaks, n_groups, 1);
+  }
+  for (int64_t g = 0; g < n_pieces(n_cols) * kPieceGroups; g += kTileTokens) {
+    TilePiece<kPlanes, 1>& piece = pieces[g / kPieceGroups];
+    TileGroup<kPlanes, 1>* groups = piece.group + g % kPieceGroups;
+    if (g % kPieceGroups == 0) piece.n_outliers = 0;
+    if (g >= n_groups) {
+      std::memset(static_cast<void*>(groups), 0, kTileTokens * sizeof *groups);
       continue;
     }
-    const __m512 v[2] = {_mm512_loadu_ps(x + k), _mm512_loadu_ps(x + k + 16)};
-    const uint32_t peak = _mm512_reduce_max_epu32(_mm512_max_epu32(magnitudes(v[0]), magnitudes(v[1])));
-    const ActivationScale s = activation_scale(std::bit_cast<float>(peak));
-    __m512i q[2][2];  // [plane][half]
-    for (int half = 0; half < 2; ++half) split(steps_of(v[half], s.inverse), q[0][half], q[1][half]);
-    int sum = 0;
-    for (int p = 0; p < 2; ++p) {
-      const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(q[p][0])),
-                                                    _mm512_cvtepi32_epi8(q[p][1]), 1);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.q[p]), bytes);
-      const __m128i sums = sums_of_16(bytes);
-      const int first = _mm_cvtsi128_si32(sums), second = _mm_extract_epi32(sums, 1);
-      to.isum[p][0][0] = int16_t(first);
-      to.isum[p][0][1] = int16_t(second);
-      sum = 128 * sum + first + second;
+    __m512 v[kTileTokens][2];
+    load_groups(x, 32 * g, n_cols, v);
+    TileScales s;
+    if constexpr (kPlanes == 1) {
+      s = tile_scales(load_first(peaks + g), kActivationMax8);
+    } else {
+      s = tile_scales(_mm_castsi128_ps(tile_peaks(v).first), kActivationMax);
     }
-    to.scale[0] = s.scale;
-    to.sum[0] = s.scale * float(sum);
+    alignas(16) float scale[kTileTokens], inverse[kTileTokens];
+    _mm_store_ps(scale, s.scale);
+    _mm_store_ps(inverse, s.inverse);
+#pragma GCC unroll 4
+    for (int i = 0; i < kTileTokens; ++i) {
+      const __m512 one[1][2] = {{v[i][0], v[i][1]}};
+      __m512i q[kPlanes][2][1];
+      for (int half = 0; half < 2; ++half) {
+        q[0][half][0] = steps_of(one[0][half], inverse[i]);
+        if constexpr (kPlanes == 2) split(q[0][half][0], q[0][half][0], q[1][half][0]);
+      }
+      if constexpr (kPlanes == 1) outliers.take_out(g + i, one, q, piece);
+      set_group(q, scale[i], groups[i]);
+    }
   }
 }
 
+template <int kPlanes>
 inline void quantize_decode_tile(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {
-  if (n_tokens > 1) return quantize_tile<2>(x, n_cols, n_tokens, tile, out);
-  quantize_token(x, n_cols, reinterpret_cast<TilePiece<2, 1>*>(out));
+  if (n_tokens > 1) return quantize_tile<kPlanes>(x, n_cols, n_tokens, tile, out);
+  quantize_token(x, n_cols, reinterpret_cast<TilePiece<kPlanes, 1>*>(out));
 }
 
 }  // namespace

@@ -52,9 +52,10 @@ inline int64_t tile_bytes(int64_t n_cols, int64_t n_tokens) {
   return n_pieces(n_cols) * n_tiles(n_tokens, kTileTokens) * int64_t(sizeof(Piece));
 }
 // In decoding a token alone has tiles of one: its activations are read from one stream.
+template <int kPlanes>
 inline int64_t decode_tile_bytes(int64_t n_cols, int64_t n_tokens) {
-  if (n_tokens > 1) return tile_bytes<TilePiece<2, kTileTokens>>(n_cols, n_tokens);
-  return n_pieces(n_cols) * int64_t(sizeof(TilePiece<2, 1>));
+  if (n_tokens > 1) return tile_bytes<TilePiece<kPlanes, kTileTokens>>(n_cols, n_tokens);
+  return n_pieces(n_cols) * int64_t(sizeof(TilePiece<kPlanes, 1>));
 }
 
 }  // namespace
