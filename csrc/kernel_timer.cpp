@@ -36,7 +36,8 @@ std::vector<double> time_matmul(const MatmulTiming& timing) {
   const size_t n_x = size_t(timing.n) * size_t(w.n_cols);
   const auto x = backend.allocate(n_x);
   const auto y = backend.allocate(size_t(timing.n) * size_t(w.n_rows));
-  // Any spread of values will do: no kernel's time depends on them. A linear congruence, in [-1, 1).
+  // A linear congruence, in [-1, 1). No value stands out of its group, so what kernels do for those that do is left
+  // out.
   uint32_t state = 1;
   for (size_t i = 0; i < n_x; ++i) {
     state = state * 1664525u + 1013904223u;

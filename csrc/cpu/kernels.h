@@ -20,7 +20,7 @@ constexpr int kDecodeRows = 8;
 // prefill that need not be precise a set may take 14 bits of both.
 enum class Pass { kPrefill, kPrecisePrefill, kDecode, kPreciseDecode };
 constexpr int kPasses = 4;
-// The head is always precise: with 8 bits it alone would add more divergence than all layers together.
+// The head is always precise: with 8 bits it alone would add two thirds of the divergence that all layers have.
 inline Pass pass_for(Phase phase, bool precise) {
   if (phase == Phase::kPrefill) return precise ? Pass::kPrecisePrefill : Pass::kPrefill;
   return precise || phase == Phase::kHead ? Pass::kPreciseDecode : Pass::kDecode;

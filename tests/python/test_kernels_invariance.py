@@ -114,7 +114,11 @@ def test_an_activation_that_is_not_finite_is_seen(
 
 
 @each_isa
-@pytest.mark.parametrize("case", [("Q4_1", "decode"), ("F16", "prefill"), ("BF16", "prefill")], ids="-".join)
+@pytest.mark.parametrize(
+    "case",
+    [("Q4_1", "decode"), ("Q4_1", "precise_decode"), ("F16", "prefill"), ("BF16", "prefill")],
+    ids="-".join,
+)
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-31, 1e-25, 1e25, 1e33])
 def test_activations_of_any_magnitude(isa: str, case: tuple[str, str], scale: float) -> None:
     fmt, mode = quants.format_named(case[0]), case[1]

@@ -1,4 +1,4 @@
-"""Rows with channels far larger than the others, which 8-bit activations of prefill keep apart.
+"""Rows with channels far larger than the others, which 8-bit activations keep apart.
 
 The bound of ``oracle.products`` knows which are kept apart; a few statements here do without it.
 """
@@ -156,3 +156,24 @@ def test_outliers_of_any_magnitude(isa: str, mode: str, size: float) -> None:
     smallest = 2.0**-100 * np.abs(weights).sum(1)
     allowed = 64.0 / 2 / 127 * (size / 64) * np.abs(weights).sum(1)
     assert (np.abs(y - exact) <= allowed + smallest).all()
+
+
+@each_affine
+@each_isa
+@pytest.mark.parametrize("k", [288, 352, 576, K])
+def test_alone_as_in_company(fmt: quants.Format, isa: str, k: int) -> None:
+    """Bit for bit: outliers in every group in turn, the last and partial ones too, and zeros."""
+    k = -(-k // fmt.block_size) * fmt.block_size
+    packed, _ = packed_rows(fmt, k, "gaussian")
+    n_groups = k // 32
+    x = gaussian(n_groups + 8 - n_groups % 8, k)
+    for group in range(n_groups):
+        x[group, 32 * group + 7 * group % 32] = 64 + group
+        x[group, 32 * ((group + 5) % n_groups) + 3] = -90
+    x[n_groups:] = 0
+    x[n_groups + 1 :: 3, -1] = [np.nan, np.inf][k % 64 // 32]
+    together = multiply(packed, fmt, x, isa, "decode")
+    alone = np.concatenate([multiply(packed, fmt, row[None], isa, "decode") for row in x])
+    finite = np.isfinite(x).all(1)
+    assert together[finite].tobytes() == alone[finite].tobytes()
+    assert not np.isfinite(together[~finite]).any() and not np.isfinite(alone[~finite]).any()

@@ -2,7 +2,7 @@
 
 Errors are given in units of the logits' root mean square, and the largest one counts. Weights enter exactly,
 so what is left is rounding of activations: to float32 for float formats, to 15 bits for quantized ones (see
-BOUND), or in prefill, unless the model was loaded with ``precise``, to 8 (see BOUND_8_BIT), and to 14 beside
+BOUND), or, unless the model was loaded with ``precise``, to 8 (see BOUND_8_BIT), and in prefill to 14 beside
 weights of F16 and BF16, which are rounded as well (see BOUND_14_BIT). The KV cache is float32 here, for
 nothing else to blur the picture.
 """
