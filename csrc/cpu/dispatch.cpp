@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstdlib>
 
@@ -29,6 +33,23 @@ bool has_f16c() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni") && has_f16c();
 }
+// Linux saves tiles for a process that has asked: ARCH_REQ_XCOMP_PERM for XTILEDATA, for all of its threads.
+bool may_use_tiles() {
+#ifdef __linux__
+  static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return allowed;
+#else
+  return false;
+#endif
+}
+[[maybe_unused]] bool has_amx_bf16() {
+  unsigned a, b, c, d;
+  if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool tiles = (d & 1u << 24) != 0, tiles_of_bf16 = (d & 1u << 22) != 0;
+  if (!tiles || !tiles_of_bf16 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return false;
+  const bool avx512_bf16 = (a & 1u << 5) != 0;
+  return avx512_bf16 && may_use_tiles();
+}
 [[maybe_unused]] bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
@@ -37,6 +58,9 @@ bool has_f16c() {
 // Best first.
 const Candidate kCandidates[] = {
 #if defined(__x86_64__)
+#ifdef GRISTMILL_HAS_AMX_BF16
+    {"amx_bf16", amx_bf16_kernels, has_amx_bf16},
+#endif
 #ifdef GRISTMILL_HAS_AVX512_VNNI
     {"avx512_vnni", avx512_vnni_kernels, has_avx512_vnni},
 #endif

@@ -12,6 +12,7 @@ namespace gristmill::cpu {
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_vnni_kernels();
+const Kernels& amx_bf16_kernels();
 
 // Names of the sets this build has, best first, and of those that can run here.
 std::vector<std::string> built_isas();

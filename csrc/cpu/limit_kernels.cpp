@@ -8,6 +8,9 @@ namespace gristmill::cpu {
 LimitKernels choose_limits(const std::string& isa) {
   const std::string name = choose_kernels(isa).name;
   LimitKernels (*const tables[])() = {
+#ifdef GRISTMILL_HAS_AMX_BF16
+      amx_bf16_limits,
+#endif
 #ifdef GRISTMILL_HAS_AVX512_VNNI
       avx512_vnni_limits,
 #endif

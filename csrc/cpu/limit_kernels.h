@@ -29,6 +29,7 @@ struct LimitKernels {
 LimitKernels scalar_limits();
 LimitKernels avx2_limits();
 LimitKernels avx512_vnni_limits();
+LimitKernels amx_bf16_limits();
 
 using PeakLoop = int64_t (*)(int64_t iterations);
 // kind: "int8", "float32", "bfloat16" or "int16"; ArgumentError for another, nullptr where the processor has no such

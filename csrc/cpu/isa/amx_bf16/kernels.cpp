@@ -1,0 +1,47 @@
+#include "cpu/dispatch.h"
+#include "cpu/generic/kernel_table.h"
+#include "cpu/isa/amx_bf16/prefill.h"
+
+namespace gristmill::cpu {
+namespace {
+
+// Planes of bfloat16 that weights and activations get. Floats keep what they have: bfloat16 is one plane, halves two.
+template <class Format>
+constexpr int weight_planes(Pass pass) {
+  if (Format::kKind == formats::Kind::kFloat) return Format::kId == formats::TypeId::BF16 ? 1 : 2;
+  return pass == Pass::kPrefill ? 1 : 2;
+}
+template <class Format>
+constexpr int activation_planes(Pass pass) {
+  return Format::kKind == formats::Kind::kAffine && pass == Pass::kPrefill ? 1 : 2;
+}
+
+template <class Format, Pass kPass>
+void set_pass(Kernels& k, int format) {
+  if constexpr (Format::kKind == formats::Kind::kAffine || (kIsHalf<Format> && kPass == Pass::kPrefill)) {
+    constexpr int kX = activation_planes<Format>(kPass);
+    k.activations[int(kPass)][format] = {kX == 1 ? 8 : 16, kTokens, token_bytes<kX>, round_tokens<kX>};
+    k.matmul[int(kPass)][format] = prefill<Format, weight_planes<Format>(kPass), kX>;
+  }
+}
+
+// Everything but prefill is AVX-512's.
+template <class... Format>
+Kernels make(std::tuple<Format...>*) {
+  Kernels k = avx512_vnni_kernels();
+  k.name = "amx_bf16";
+  k.prefill_rows = int(kBlockRows);
+  k.panel_rows = 2 * kPanelRows;
+  int format = 0;
+  ((set_pass<Format, Pass::kPrefill>(k, format), set_pass<Format, Pass::kPrecisePrefill>(k, format), ++format), ...);
+  return k;
+}
+
+}  // namespace
+
+const Kernels& amx_bf16_kernels() {
+  static const Kernels kernels = make(static_cast<formats::All*>(nullptr));
+  return kernels;
+}
+
+}  // namespace gristmill::cpu

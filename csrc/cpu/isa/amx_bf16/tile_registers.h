@@ -1,0 +1,57 @@
+// The eight tile registers: 16 rows of 64 bytes each, which tdpbf16ps reads as 16 x 32 bfloat16 and sums as 16 x 16
+// float32. Written out as assembly, since GCC's intrinsics up to 12 do not tell the compiler what memory they read.
+//
+//   c[16 tokens][16 rows of weights] += a[16 tokens][32 k] b[16 pairs of k][16 rows of weights][2]
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/generic/constants.h"
+
+namespace gristmill::cpu {
+namespace {
+
+constexpr int kTileRows = 16, kTileBytes = kTileRows * 64, kStepK = 32;
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// All tiles whole, as long as this lives. Outside, a thread has no tiles that the system would have to save.
+struct TilesInUse {
+  TilesInUse() {
+    const TileShapes shapes;
+    asm volatile("ldtilecfg %0" ::"m"(shapes));
+  }
+  ~TilesInUse() { asm volatile("tilerelease" ::: "memory"); }
+  TilesInUse(const TilesInUse&) = delete;
+  TilesInUse& operator=(const TilesInUse&) = delete;
+};
+
+template <int kTile>
+GRISTMILL_INLINE void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+template <int kTile>
+GRISTMILL_INLINE void load_tile(const void* p, int64_t row_bytes = 64) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(p), "r"(row_bytes) : "memory");
+}
+// The same for what is read once and should leave L1 to others.
+template <int kTile>
+GRISTMILL_INLINE void stream_tile(const void* p, int64_t row_bytes = 64) {
+  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(p), "r"(row_bytes) : "memory");
+}
+template <int kTile>
+GRISTMILL_INLINE void store_tile(void* p, int64_t row_bytes = 64) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(p), "r"(row_bytes) : "memory");
+}
+template <int kSum, int kA, int kB>
+GRISTMILL_INLINE void multiply_tiles() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
+}
+
+}  // namespace
+}  // namespace gristmill::cpu
