@@ -29,14 +29,15 @@ struct Mode {
   bool precise;
 };
 
-Mode mode_named(const std::string& mode, size_t n) {
+Mode mode_named(const char* op, const std::string& mode, size_t n) {
   const Phase by_rows = n <= size_t(cpu::kDecodeRows) ? Phase::kDecode : Phase::kPrefill;
   if (mode == "auto") return {by_rows, true};
   if (mode == "decode") return {Phase::kDecode, false};
   if (mode == "precise_decode") return {Phase::kDecode, true};
   if (mode == "prefill") return {Phase::kPrefill, false};
   if (mode == "precise") return {Phase::kPrefill, true};
-  throw ArgumentError("[matmul] mode, expected decode, prefill, precise_decode, precise or auto, got " + mode);
+  throw ArgumentError("[" + std::string(op) +
+                      "] mode, expected decode, prefill, precise_decode, precise or auto, got " + mode);
 }
 
 Weight weight_of(const char* op, const ConstBytes& packed, uint32_t type_id, int64_t n_cols) {
@@ -57,6 +58,14 @@ nb::ndarray<nb::numpy, T, nb::ndim<2>> make_array(size_t rows, size_t cols) {
   return nb::ndarray<nb::numpy, T, nb::ndim<2>>(data.release(), {rows, cols}, owner);
 }
 
+const cpu::Activations& activations_named(const char* op, const std::string& isa, uint32_t type_id,
+                                          const std::string& mode) {
+  const formats::FormatInfo* format = formats::find_format(type_id);
+  if (!format) throw ArgumentError("[" + std::string(op) + "] unknown type " + std::to_string(type_id));
+  const Mode how = mode_named(op, mode, 1);
+  return cpu::choose_kernels(isa).activations[int(cpu::pass_for(how.phase, how.precise))][cpu::format_index(format)];
+}
+
 auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, const std::string& isa,
             const std::string& mode) {
   const Weight w = weight_of("matmul", packed, type_id, n_cols);
@@ -64,7 +73,7 @@ auto matmul(ConstBytes packed, uint32_t type_id, int64_t n_cols, ConstFloats x, 
     throw ArgumentError("[matmul] columns of x, expected " + std::to_string(n_cols) + ", got " +
                         std::to_string(x.shape(1)));
   const size_t n = x.shape(0), m = packed.shape(0);
-  const Mode how = mode_named(mode, n);
+  const Mode how = mode_named("matmul", mode, n);
   const cpu::Kernels& kernels = cpu::choose_kernels(isa);
   auto y = make_array<float>(n, m);
   const nb::gil_scoped_release release;
@@ -95,20 +104,26 @@ void bind_kernels(nb::module_& m) {
   m.def("matmul", &matmul, "packed"_a, "type_id"_a, "n_cols"_a, "x"_a, "isa"_a = "", "mode"_a = "auto",
         "x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m].");
   m.def(
-      "activation_group", [](const std::string& isa) { return cpu::choose_kernels(isa).activation_group; }, "isa"_a,
-      "How many activations share a scale in products with quantized weights; 0 for a whole row.");
-  m.def(
       "activation_bits",
       [](const std::string& isa, uint32_t type_id, const std::string& mode) {
-        const formats::FormatInfo* format = formats::find_format(type_id);
-        if (!format) throw ArgumentError("[activation_bits] unknown type " + std::to_string(type_id));
-        const Mode how = mode_named(mode, 1);
-        return cpu::choose_kernels(isa)
-            .activations[int(cpu::pass_for(how.phase, how.precise))][cpu::format_index(format)]
-            .bits;
+        return activations_named("activation_bits", isa, type_id, mode).bits;
       },
       "isa"_a, "type_id"_a, "mode"_a = "prefill",
-      "Bits of an activation that a mode multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.");
+      "Bits of an activation that a mode multiplies weights of a type with: 8, 15 or 16; 14, of both; or 32, as "
+      "floats.");
+  m.def(
+      "activation_group",
+      [](const std::string& isa, uint32_t type_id, const std::string& mode) {
+        return activations_named("activation_group", isa, type_id, mode).group;
+      },
+      "isa"_a, "type_id"_a, "mode"_a = "prefill",
+      "How many activations share a scale; 1 where they are floats, and then weights have no more bits than they.");
+  m.def(
+      "arithmetic",
+      [](const std::string& isa, uint32_t type_id, const std::string& mode) {
+        return activations_named("arithmetic", isa, type_id, mode).arithmetic;
+      },
+      "isa"_a, "type_id"_a, "mode"_a = "prefill", "What multiplies them, as measure_peak_ops names it.");
   m.def("affine_rows", &affine_rows, "packed"_a, "type_id"_a, "n_cols"_a,
         "Quantized rows taken apart, weight = scale * q + min: (q [m, n_cols], scale [m, n_cols / group], min).");
 }

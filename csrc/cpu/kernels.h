@@ -20,6 +20,7 @@ constexpr int kDecodeRows = 8;
 // prefill that need not be precise a set may take 14 bits of both.
 enum class Pass { kPrefill, kPrecisePrefill, kDecode, kPreciseDecode };
 constexpr int kPasses = 4;
+constexpr bool is_decode(Pass pass) { return pass == Pass::kDecode || pass == Pass::kPreciseDecode; }
 // The head is always precise: with 8 bits it alone would add two thirds of the divergence that all layers have.
 inline Pass pass_for(Phase phase, bool precise) {
   if (phase == Phase::kPrefill) return precise ? Pass::kPrecisePrefill : Pass::kPrefill;
@@ -59,8 +60,10 @@ struct AttentionTask {
 // Activations of a batch, in the order that a pass of this set wants them: quantized, or where there is no quantize()
 // float32 rows as they are.
 struct Activations {
-  int bits;    // that a value really has: 15 also where a set has no faster way, 32 as floats
-  int tokens;  // of a tile, which is what one call quantizes
+  int bits;                // that a value really has: 15 also where a set has no faster way, 32 as floats
+  int group;               // values that share a scale, which bounds the error of a product; 1 if they are floats
+  const char* arithmetic;  // what multiplies them, a kind of limit_kernels.h: "int8", "int16", "bfloat16", "float32"
+  int tokens;              // of a tile, which is what one call quantizes
   int64_t (*bytes)(int64_t n_cols, int64_t n_tokens);
   // Tile `tile` of x [n_tokens, n_cols], into its place in out.
   void (*quantize)(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out);
@@ -70,8 +73,6 @@ struct Kernels {
   const char* name;
   // Rows of weights that a prefill task should take together, and what they should be a multiple of.
   int prefill_rows, panel_rows;
-  // Activations that share a scale: what bounds the error of a product.
-  int activation_group;
   Activations activations[kPasses][kFormats];
   MatmulFunction matmul[kPasses][kFormats];  // in decoding n <= kDecodeRows
   void (*attention)(const AttentionTask&);

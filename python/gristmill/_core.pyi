@@ -37,15 +37,18 @@ def decode_strings(data: object, pos: int, count: int) -> tuple[list[str], int]:
 def matmul(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], isa: str = '', mode: str = 'auto') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """x [n, n_cols] times the transpose of packed [m, row_bytes] -> [n, m]."""
 
-def activation_group(isa: str) -> int:
-    """
-    How many activations share a scale in products with quantized weights; 0 for a whole row.
-    """
-
 def activation_bits(isa: str, type_id: int, mode: str = 'prefill') -> int:
     """
-    Bits of an activation that a mode multiplies weights of a type with: 8 or 15; 14, of both; or 32, as floats.
+    Bits of an activation that a mode multiplies weights of a type with: 8, 15 or 16; 14, of both; or 32, as floats.
     """
+
+def activation_group(isa: str, type_id: int, mode: str = 'prefill') -> int:
+    """
+    How many activations share a scale; 1 where they are floats, and then weights have no more bits than they.
+    """
+
+def arithmetic(isa: str, type_id: int, mode: str = 'prefill') -> str:
+    """What multiplies them, as measure_peak_ops names it."""
 
 def affine_rows(packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int, n_cols: int) -> tuple:
     """

@@ -38,6 +38,7 @@ class BenchResult:
     cache_type_v: str
     precise: bool
     prefill_bits: int
+    prefill_arithmetic: str
     test: BenchTest
     seconds: tuple[float, ...]
     work: Work
@@ -82,9 +83,15 @@ class BenchResult:
     @property
     def share_of_peak(self) -> float:
         """The time that the operations take at peak, each kind at its own, over the time taken."""
-        bits = self.prefill_bits if self.test.phase == "prefill" else 32
-        quantized = self._per_second(self.work.int8_ops) / self.limits.quantized_gop_s
-        return quantized + self._per_second(self.work.float_ops) / self.limits.float_gop_s_with(bits)
+        limits = self.limits
+        quantized_gop_s, float_gop_s = limits.quantized_gop_s, limits.float_gop_s
+        if self.test.phase == "prefill":
+            if self.prefill_arithmetic == "bfloat16":
+                quantized_gop_s = limits.gop_s_of("bfloat16")
+            if self.prefill_arithmetic in ("bfloat16", "int16"):
+                float_gop_s = limits.gop_s_of(self.prefill_arithmetic)
+        quantized = self._per_second(self.work.int8_ops) / quantized_gop_s
+        return quantized + self._per_second(self.work.float_ops) / float_gop_s
 
     @property
     def bound(self) -> str:
@@ -115,6 +122,7 @@ class BenchResult:
             "cache_type_v": self.cache_type_v,
             "precise": self.precise,
             "prefill_bits": self.prefill_bits,
+            "prefill_arithmetic": self.prefill_arithmetic,
             "test": self.test.name,
             "phase": self.test.phase,
             "n_tokens": self.test.n_tokens,
@@ -231,6 +239,7 @@ def _run(
             cache_type_v=model.cache_type_v,
             precise=model.precise,
             prefill_bits=model.prefill_bits,
+            prefill_arithmetic=model.prefill_arithmetic,
             test=test,
             seconds=tuple(seconds),
             work=work_of(model, test),

@@ -36,10 +36,8 @@ Progress = Callable[[str, int, int], None]
 def peak_of(name: str, kernel: str, limits: Limits) -> float:
     """1e9 operations a second of what a format's products are made of in "prefill" or "decode"."""
     format = format_named(name)
-    if format.kind == "affine":
-        return limits.int8_gop_s
-    integers = kernel == "prefill" and limits.int16_gop_s
-    return limits.float_gop_s_with(_core.activation_bits(limits.isa, format.type_id) if integers else 32)
+    mode = "prefill" if kernel == "prefill" else "decode"
+    return limits.gop_s_of(_core.arithmetic(limits.isa, format.type_id, mode))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class Limits:
     ``read_gb_s``: 1e9 bytes a second read from memory. ``int8_gop_s``: 1e9 operations a second of the
     instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``).
     ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``, ``vpmaddwd``): the same for float
-    weights; the latter two are 0 where the processor has no such instruction.
+    weights; the latter two are 0 where the processor has no such instruction. Where a set has tiles of
+    bfloat16, their products are counted there, and prompts have all weights multiplied by them.
 
     Where layers are on GPUs, ``isa`` names all devices, and each number is what they reach one after the
     other, each with its part of the weights. A GPU counts its tensor products of halves (``tensor_gop_s``, 0
@@ -51,9 +52,16 @@ class Limits:
         """What products of float weights can reach as floats: the faster of the two kinds."""
         return self.tensor_gop_s or max(self.float32_gop_s, self.bfloat16_gop_s)
 
-    def float_gop_s_with(self, bits: int) -> float:
-        """What products of float weights can reach with activations of so many bits: 14 are integers."""
-        return self.tensor_gop_s or (self.int16_gop_s if bits == 14 else 0) or self.float_gop_s
+    def gop_s_of(self, arithmetic: str) -> float:
+        """What products can reach in an arithmetic that ``_core.arithmetic`` names."""
+        rates = {
+            "int8": self.int8_gop_s,
+            "int16": self.int16_gop_s,
+            "bfloat16": self.bfloat16_gop_s,
+            "float32": self.float32_gop_s,
+            "float16": self.tensor_gop_s,
+        }
+        return self.tensor_gop_s or rates[arithmetic]
 
     def best(self, other: Limits) -> Limits:
         """The larger of each, for what was seen once is possible; both of one ``isa`` and ``n_threads``."""

@@ -230,9 +230,27 @@ class Model:
     def prefill_bits(self) -> int:
         """Bits of the activations that most of the layers' weights are multiplied with in prefill.
 
-        8 for quantized weights, and 15 where ``precise`` is or an instruction set has nothing faster; for
-        F16 and BF16 14, or 32 (as floats); on a GPU 11, of halves.
+        8 for quantized weights, and 15 or 16 where ``precise`` is or an instruction set has nothing faster;
+        for F16 and BF16 14 or 16, or 32 (as floats); on a GPU 11, of halves.
         """
+        kind = self._prefill_type
+        return (
+            _GPU_PREFILL_BITS if kind is None else _core.activation_bits(self.isa, kind, self._prefill_mode)
+        )
+
+    @property
+    def prefill_arithmetic(self) -> str:
+        """What multiplies them: "int8", "int16", "bfloat16" or "float32"; on a GPU "float16"."""
+        kind = self._prefill_type
+        return "float16" if kind is None else _core.arithmetic(self.isa, kind, self._prefill_mode)
+
+    @property
+    def _prefill_mode(self) -> str:
+        return "precise" if self.precise else "prefill"
+
+    @property
+    def _prefill_type(self) -> int | None:
+        """The type of most of the layers' weights; None where most are on a GPU."""
         on_gpu = [part for part in self.device_layers if part.device != "cpu"]
         elements: Counter[int | None] = Counter()
         for tensor in self.tensors.values():
@@ -240,10 +258,7 @@ class Model:
                 layer = int(tensor.name.split(".")[1])
                 there = any(part.first <= layer < part.last for part in on_gpu)
                 elements[None if there else tensor.type_id] += math.prod(tensor.shape)
-        kind = max(elements, key=elements.__getitem__)
-        if kind is None:
-            return _GPU_PREFILL_BITS
-        return _core.activation_bits(self.isa, kind, "precise" if self.precise else "prefill")
+        return max(elements, key=elements.__getitem__)
 
     @property
     def n_threads(self) -> int:

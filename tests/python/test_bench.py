@@ -57,7 +57,9 @@ def model(path: Path) -> Any:
 def make(
     test: BenchTest, work: Work, seconds: tuple[float, ...] = (1.0,), limits: Limits = LIMITS
 ) -> BenchResult:
-    return BenchResult("m.gguf", "qwen2", "Q4_0", 1, 1, "f16", "f16", False, 8, test, seconds, work, limits)
+    return BenchResult(
+        "m.gguf", "qwen2", "Q4_0", 1, 1, "f16", "f16", False, 8, "int8", test, seconds, work, limits
+    )
 
 
 # What is counted -------------------------------------------------------------------------------------------
@@ -153,9 +155,10 @@ def test_peak_loops_do_what_they_are_timed_for() -> None:
     }
     expected = {isa: {kind: 12 * n for kind, n in kinds.items()} for isa, kinds in lanes.items()}
     expected["scalar"] = {"int8": 256, "float32": 32}
+    expected["amx_bf16"] = {**expected["avx512_vnni"], "bfloat16": 4 * 16 * 16 * 32}  # four tiles of sums
     for isa, kind in itertools.product(_core.supported_isas(), KINDS):
         done = _core.multiply_adds(kind, 1000, isa)
-        assert done == 1000 * expected[isa].get(kind, 0) or (kind == "bfloat16" and done == 0), (isa, kind)
+        assert done == expected[isa].get(kind, 0) * 1000 or (kind == "bfloat16" and done == 0), (isa, kind)
         most = 1 << 22
         assert _core.multiply_adds(kind, most, isa) == done // 1000 * most, (isa, kind)
 
@@ -289,7 +292,7 @@ def test_time_matmul(model: Any) -> None:
 FLAGS = ["-p", "16", "-n", "2", "-b", "1,2", "-r", "2", "-t", "1"]
 KEYS = {
     "model", "architecture", "format", "model_bytes", "n_parameters", "isa", "n_threads",
-    "cache_type_k", "cache_type_v", "precise", "prefill_bits", "test", "phase", "n_tokens", "batch", "depth",
+    "cache_type_k", "cache_type_v", "precise", "prefill_bits", "prefill_arithmetic", "test", "phase", "n_tokens", "batch", "depth",
     "repetitions", "mean", "stddev", "best", "samples", "weight_bytes_per_token", "kv_bytes_per_token",
     "operations_per_token", "gb_per_s", "gop_per_s", "share_of_bandwidth", "share_of_peak", "bound",
     "share", "limit_read_gb_s", "limit_int8_gop_s", "limit_float32_gop_s", "limit_bfloat16_gop_s",
@@ -344,9 +347,10 @@ def test_table_and_file(out: Any, tmp_path: Path) -> None:
 def test_precise_is_a_setting_of_the_results(out: Any) -> None:
     """What prefill multiplies with, where the machine's instruction set has a choice."""
     q8_0 = quants.format_named("Q8_0").type_id
-    bits = _core.activation_bits(_core.supported_isas()[0], q8_0)
+    best = _core.supported_isas()[0]
+    bits, most = (_core.activation_bits(best, q8_0, mode) for mode in ("prefill", "precise"))
     flags = ["-p", "16", "-n", "0", "-r", "1", "-t", "1", "-q"]
-    for more, precise, expected in (([], False, bits), (["--precise"], True, 15)):
+    for more, precise, expected in (([], False, bits), (["--precise"], True, most)):
         [record] = json.loads(out(*flags, *more, "--json")[0])["results"]
         assert (record["precise"], record["prefill_bits"]) == (precise, expected)
         [csv_record] = csv.DictReader(io.StringIO(out(*flags, *more, "--csv")[0]))

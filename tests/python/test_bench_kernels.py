@@ -16,7 +16,7 @@ from gristmill.cli import main
 from gristmill.limits import Limits
 from gristmill.quants import formats
 
-LIMITS = Limits("some", 1, read_gb_s=10.0, int8_gop_s=400.0, float32_gop_s=50.0, bfloat16_gop_s=100.0)
+LIMITS = Limits("scalar", 1, read_gb_s=10.0, int8_gop_s=400.0, float32_gop_s=50.0, bfloat16_gop_s=100.0)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_shares_are_of_the_nearer_limit() -> None:
     decode, prefill = result("Q4_0", "decode", 5.0, 20.0), result("Q4_0", "prefill", 0.1, 300.0)
     assert (decode.bound, decode.share) == ("memory", 0.5)
     assert (prefill.bound, prefill.share) == ("arithmetic", 0.75)
-    assert result("F16", "prefill", 0.1, 75.0).share == 0.75
+    assert result("F16", "prefill", 0.1, 37.5).share == 0.75
     faster = dataclasses.replace(LIMITS, read_gb_s=20.0)
     both = at_best_limits([decode, result("Q4_0", "decode", 5.0, 20.0, faster)])
     assert [r.share for r in both] == [0.25, 0.25]
@@ -72,7 +72,7 @@ def test_reports() -> None:
     assert as_csv([]) == ""
     lines = as_markdown(results).splitlines()
     assert lines[2].endswith("| 5.0 | 20 | 50 % memory |")
-    assert lines[-1].startswith("limits of 1 thread, some: read 10.0 GB/s, int8 400 GOP/s")
+    assert lines[-1].startswith("limits of 1 thread, scalar: read 10.0 GB/s, int8 400 GOP/s")
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,10 @@ def test_completion_knows_the_capital(smollm2_path: Path) -> None:
 
 def test_precise_is_among_the_settings(smollm2_path: Path) -> None:
     q4_1 = quants.format_named("Q4_1").type_id
-    for flags, bits in (([], _core.activation_bits("", q4_1)), (["--precise"], 15)):
+    for flags, bits in (
+        ([], _core.activation_bits("", q4_1)),
+        (["--precise"], _core.activation_bits("", q4_1, "precise")),
+    ):
         done = gristmill("run", "-m", smollm2_path, "-no-cnv", "-p", "hi there", "-n", 1, "-v", *flags)
         assert done.returncode == 0
         assert re.search(rf"^\[context .* · {bits}-bit prefill\]$", done.stderr, re.MULTILINE)

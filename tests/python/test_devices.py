@@ -152,10 +152,12 @@ def test_warnings_about_devices() -> None:
 
 def test_bits_of_prefill_on_a_gpu(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = gristmill.load(tiny_model(formats="Q4_0", n_layer=3), device="cpu", n_threads=1, precise=True)
-    for first, bits in ((3, 15), (2, 15), (1, 11), (0, 11)):
+    most = _core.activation_bits("", tiny.tensors["blk.0.attn_q.weight"].type_id, "precise")
+    for first, bits in ((3, most), (2, most), (1, 11), (0, 11)):
         parts = [DeviceLayers("cpu", 0, first), DeviceLayers("cuda:0 (H200)", first, 4)]
         monkeypatch.setattr(gristmill.Model, "device_layers", parts)
         assert tiny.prefill_bits == bits
+        assert (tiny.prefill_arithmetic == "float16") == (bits == 11)
 
 
 # Limits of a benchmark

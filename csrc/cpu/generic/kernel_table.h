@@ -1,6 +1,6 @@
 // An instruction set's table of kernels from its vocabulary and its products with quantized weights. A set is a struct:
 //   Vec                                  the vocabulary of elementwise.h
-//   kName, kPrefillRows, kPanelRows, kActivationGroup   as in Kernels
+//   kName, kPrefillRows, kPanelRows     as in Kernels
 //   kIntegers<Format, Pass>              whether it multiplies this format as integers: all of Kind::kAffine; those of
 //                                        Kind::kFloat else come from matmul_float.h
 //   activations<Format, Pass>()          how such a product wants its activations; row_activations where it wants rows
@@ -22,7 +22,7 @@ template <class Set, class Format, Pass kPass>
 constexpr MatmulFunction matmul_kernel() {
   if constexpr (Set::template kIntegers<Format, kPass>) {
     return Set::template matmul<Format, kPass>;
-  } else if constexpr (kPass == Pass::kDecode || kPass == Pass::kPreciseDecode) {
+  } else if constexpr (is_decode(kPass)) {
     return decode_float<typename Set::Vec, Format>;
   } else {
     return prefill_float<typename Set::Vec, Format>;
@@ -32,7 +32,11 @@ constexpr MatmulFunction matmul_kernel() {
 // Rows one after the other, made by Set::quantize_activations(x, n_cols, out) in Set::activation_bytes(n_cols) each.
 template <class Set>
 constexpr Activations row_activations() {
-  return {15, 1, [](int64_t n_cols, int64_t n_tokens) { return n_tokens * Set::activation_bytes(n_cols); },
+  return {15,
+          32,
+          "int8",
+          1,
+          [](int64_t n_cols, int64_t n_tokens) { return n_tokens * Set::activation_bytes(n_cols); },
           [](const float* x, int64_t n_cols, int64_t, int64_t tile, std::byte* out) {
             Set::quantize_activations(x + tile * n_cols, n_cols, out + tile * Set::activation_bytes(n_cols));
           }};
@@ -43,7 +47,11 @@ constexpr Activations activations_for() {
   if constexpr (Set::template kIntegers<Format, kPass>) {
     return Set::template activations<Format, kPass>();
   } else {
-    return {32, 1, [](int64_t n_cols, int64_t n_tokens) { return n_tokens * n_cols * int64_t(sizeof(float)); },
+    return {32,
+            1,
+            "float32",
+            1,
+            [](int64_t n_cols, int64_t n_tokens) { return n_tokens * n_cols * int64_t(sizeof(float)); },
             nullptr};
   }
 }
@@ -54,7 +62,6 @@ constexpr Kernels make_kernels(std::tuple<Format...>*) {
   return {Set::kName,
           Set::kPrefillRows,
           Set::kPanelRows,
-          Set::kActivationGroup,
           {{activations_for<Set, Format, Pass::kPrefill>()...},
            {activations_for<Set, Format, Pass::kPrecisePrefill>()...},
            {activations_for<Set, Format, Pass::kDecode>()...},

@@ -20,7 +20,7 @@ template <class Format, Pass kPass>
 void set_pass(Kernels& k, int format) {
   if constexpr (Format::kKind == formats::Kind::kAffine || (kIsHalf<Format> && kPass == Pass::kPrefill)) {
     constexpr int kX = activation_planes<Format>(kPass);
-    k.activations[int(kPass)][format] = {kX == 1 ? 8 : 16, kTokens, token_bytes<kX>, round_tokens<kX>};
+    k.activations[int(kPass)][format] = {kX == 1 ? 8 : 16, 1, "bfloat16", kTokens, token_bytes<kX>, round_tokens<kX>};
     k.matmul[int(kPass)][format] = prefill<Format, weight_planes<Format>(kPass), kX>;
   }
 }

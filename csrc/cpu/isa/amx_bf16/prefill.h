@@ -7,7 +7,7 @@
 namespace gristmill::cpu {
 namespace {
 
-constexpr int kPanels = 2;  // unpacked together
+constexpr int kPanels = 2;                                                     // unpacked together
 constexpr int64_t kSubRows = kPanels * kPanelRows, kBlockRows = 8 * kSubRows;  // that share a pass over the activations
 
 using TileSums = float[kTokens][kPanelRows];

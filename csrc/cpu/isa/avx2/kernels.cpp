@@ -11,24 +11,25 @@ namespace {
 struct Set {
   using Vec = Avx2Vec;
   static constexpr const char* kName = "avx2";
-  static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows), kActivationGroup = 32;
+  static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows);
   template <class Format, Pass kPass>
   static constexpr bool kIntegers =
       Format::kKind == formats::Kind::kAffine || (kIsHalf<Format> && kPass == Pass::kPrefill);
   template <class Format, Pass kPass>
   static constexpr Activations activations() {
     if constexpr (kIsHalf<Format>)
-      return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece, int(kWordMax)>};
-    if constexpr (kPass == Pass::kPrefill) return {8, kTileTokens, tile_bytes<BytePiece>, quantize_tile<BytePiece>};
+      return {kWordBits, 32, "int16", kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece, int(kWordMax)>};
+    if constexpr (kPass == Pass::kPrefill)
+      return {8, 32, "int8", kTileTokens, tile_bytes<BytePiece>, quantize_tile<BytePiece>};
     if constexpr (kPass == Pass::kPrecisePrefill)
-      return {15, kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece>};
-    return {15, kTileTokens, decode_bytes, quantize_decode_tile};
+      return {15, 32, "int8", kTileTokens, tile_bytes<WordPiece>, quantize_tile<WordPiece>};
+    return {15, 32, "int8", kTileTokens, decode_bytes, quantize_decode_tile};
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
     if constexpr (kIsHalf<Format>) {
       prefill_halves<Format>(task);
-    } else if constexpr (kPass == Pass::kDecode || kPass == Pass::kPreciseDecode) {
+    } else if constexpr (is_decode(kPass)) {
       decode_affine<Format>(task);
     } else {
       prefill_affine<Format, kPass>(task);

@@ -13,25 +13,26 @@ constexpr int decode_planes(Pass pass) { return pass == Pass::kDecode ? 1 : 2; }
 struct Set {
   using Vec = Avx512Vec;
   static constexpr const char* kName = "avx512_vnni";
-  static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = kPanels * cpu::kPanelRows, kActivationGroup = 32;
+  static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = kPanels * cpu::kPanelRows;
   template <class Format, Pass kPass>
   static constexpr bool kIntegers =
       Format::kKind == formats::Kind::kAffine || (kIsHalf<Format> && kPass == Pass::kPrefill);
   template <class Format, Pass kPass>
   static constexpr Activations activations() {
-    if constexpr (kIsHalf<Format>) return {kWordBits, kTileTokens, tile_bytes<WordPiece>, quantize_word_tile};
+    if constexpr (kIsHalf<Format>)
+      return {kWordBits, 32, "int16", kTileTokens, tile_bytes<WordPiece>, quantize_word_tile};
     if constexpr (kPass == Pass::kPrefill)
-      return {8, kTileTokens, tile_bytes<TilePiece<1, kTileTokens>>, quantize_tile<1>};
+      return {8, 32, "int8", kTileTokens, tile_bytes<TilePiece<1, kTileTokens>>, quantize_tile<1>};
     if constexpr (kPass == Pass::kPrecisePrefill)
-      return {15, kTileTokens, tile_bytes<TilePiece<2, kTileTokens>>, quantize_tile<2>};
+      return {15, 32, "int8", kTileTokens, tile_bytes<TilePiece<2, kTileTokens>>, quantize_tile<2>};
     constexpr int kPlanes = decode_planes(kPass);
-    return {kPlanes == 1 ? 8 : 15, kTileTokens, decode_tile_bytes<kPlanes>, quantize_decode_tile<kPlanes>};
+    return {kPlanes == 1 ? 8 : 15, 32, "int8", kTileTokens, decode_tile_bytes<kPlanes>, quantize_decode_tile<kPlanes>};
   }
   template <class Format, Pass kPass>
   static void matmul(const MatmulTask& task) {
     if constexpr (kIsHalf<Format>) {
       prefill<WordOperands<Format>>(task);
-    } else if constexpr (kPass == Pass::kDecode || kPass == Pass::kPreciseDecode) {
+    } else if constexpr (is_decode(kPass)) {
       decode_affine<Format, decode_planes(kPass)>(task);
     } else {
       prefill<AffineOperands<Format, kPass == Pass::kPrefill ? 1 : 2>>(task);

@@ -74,7 +74,7 @@ void matmul_affine(const MatmulTask& task) {
 struct Set {
   using Vec = ScalarVec;
   static constexpr const char* kName = "scalar";
-  static constexpr int kPrefillRows = 16, kPanelRows = 16, kActivationGroup = 32;
+  static constexpr int kPrefillRows = 16, kPanelRows = 16;
   static constexpr auto activation_bytes = cpu::activation_bytes;
   static constexpr auto quantize_activations = cpu::quantize_activations;
   template <class Format, Pass>
