@@ -292,7 +292,8 @@ def test_time_matmul(model: Any) -> None:
 FLAGS = ["-p", "16", "-n", "2", "-b", "1,2", "-r", "2", "-t", "1"]
 KEYS = {
     "model", "architecture", "format", "model_bytes", "n_parameters", "isa", "n_threads",
-    "cache_type_k", "cache_type_v", "precise", "prefill_bits", "prefill_arithmetic", "test", "phase", "n_tokens", "batch", "depth",
+    "cache_type_k", "cache_type_v", "precise", "prefill_bits", "prefill_arithmetic",
+    "test", "phase", "n_tokens", "batch", "depth",
     "repetitions", "mean", "stddev", "best", "samples", "weight_bytes_per_token", "kv_bytes_per_token",
     "operations_per_token", "gb_per_s", "gop_per_s", "share_of_bandwidth", "share_of_peak", "bound",
     "share", "limit_read_gb_s", "limit_int8_gop_s", "limit_float32_gop_s", "limit_bfloat16_gop_s",

@@ -37,7 +37,7 @@ RMS_8_BIT = 2.5e-2
 # 14 bits have 8191 steps and round weights too: 1.1e-4 of a product, 2.9 times that of 15 bits.
 BOUND_14_BIT = 2.9 * BOUND["affine"]
 RMS_14_BIT = 2.9 / 128 * RMS_8_BIT
-# Two bfloat16 have 16 bits of each value itself, off by 2^-17 of it on average at most: 4e-6, a tenth of 15 bits'.
+# Two bfloat16 have 16 bits of each value itself, off by 2^-17 of it or so: a tenth of what 15 bits are.
 BOUND_16_BIT = BOUND["affine"] / 5
 RMS_16_BIT = RMS_8_BIT / 128 / 5
 # By the fewest bits that a product of the model takes.
@@ -113,7 +113,7 @@ def check_default(
     print(f"{engine.isa}, {mode}, {bits} bits: {largest:.1e}, bound {largest_bound:.1e}; rms {rms:.1e}")
     assert largest < largest_bound
     assert rms < rms_bound
-    # One that silently stayed precise would pass the bounds and be slow. Float32 sums are not far from 16 bits.
+    # One that silently stayed precise would pass the bounds and be slow. 16 bits are not far from float32.
     assert rms > (3 if bits == 16 else 10) * rms_error(precise, reference)
 
 

@@ -10,12 +10,16 @@ namespace {
 constexpr int kPanels = 2;                                                     // unpacked together
 constexpr int64_t kSubRows = kPanels * kPanelRows, kBlockRows = 8 * kSubRows;  // that share a pass over the activations
 
+// Tiles of tokens from which weights are unpacked between the products of the part before. With fewer there is little
+// to hide behind, and panels that stay in L1 are worth more.
+constexpr int64_t kUnpackAheadTiles = 12;
+
 using TileSums = float[kTokens][kPanelRows];
 
 // sums[token tile][panel] of T tiles and R panels.
-template <int kW, int kX, int T, int R>
+template <int kW, int kX, int T, int R, class Meanwhile>
 GRISTMILL_INLINE void multiply(const TokenPiece<kX>* x, const WeightPiece<kW>* w, int n_steps, bool first,
-                               TileSums* const (&sums)[2]) {
+                               TileSums* const (&sums)[2], const Meanwhile& meanwhile) {
   for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA {
     if (first) {
       clear_tile<i>();
@@ -44,6 +48,7 @@ GRISTMILL_INLINE void multiply(const TokenPiece<kX>* x, const WeightPiece<kW>* w
       load_w(s, 1);
       all();
     }
+    meanwhile();
   }
   for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA { store_tile<i>(sums[i / R][i % R]); });
 }
@@ -65,48 +70,77 @@ inline void store_sums(const MatmulTask& task, int64_t first_token, int64_t row,
     store_line(task.y + (first_token + t) * m + row, mask, _mm512_add_ps(_mm512_load_ps(sums[t]), bias));
 }
 
+// Where a task is: rows [r, end) by columns [k0, k0 + n_k). Blocks of rows, of those the columns piece by piece, of
+// those the rows again, as many as are unpacked together.
+struct Part {
+  int64_t block, k0, r;
+  int64_t block_end(const MatmulTask& task) const { return std::min(task.row_end, block + kBlockRows); }
+  int64_t end(const MatmulTask& task) const { return std::min(block_end(task), r + kSubRows); }
+  int64_t n_k(const MatmulTask& task) const { return std::min<int64_t>(kStepsK, task.w->n_cols - k0); }
+  bool exists(const MatmulTask& task) const { return block < task.row_end; }
+  void advance(const MatmulTask& task) {
+    r += kSubRows;
+    if (r < block_end(task)) return;
+    r = block, k0 += kStepsK;
+    if (k0 < task.w->n_cols) return;
+    block += kBlockRows, k0 = 0, r = block;
+  }
+};
+
 template <class Format, int kW, int kX>
 void prefill(const MatmulTask& task) {
   const TilesInUse tiles_in_use;
-  const Weight& w = *task.w;
   const int64_t tiles = n_token_tiles(task.n);
-  // Sums of a block, [sub][token tile][panel], and the panels of a sub.
+  // Sums of a block, [part][token tile][panel], and the panels of a part and of the next.
   const size_t sums_bytes = size_t(kBlockRows / kPanelRows * tiles) * sizeof(TileSums);
-  std::byte* scratch = thread_scratch(sums_bytes + kPanels * sizeof(WeightPiece<kW>));
+  std::byte* scratch = thread_scratch(sums_bytes + 2 * kPanels * sizeof(WeightPiece<kW>));
   auto* all_sums = reinterpret_cast<TileSums*>(scratch);
   auto* panels = reinterpret_cast<WeightPiece<kW>*>(scratch + sums_bytes);
-  for (int64_t r0 = task.row_begin; r0 < task.row_end; r0 += kBlockRows) {
-    const int64_t r1 = std::min(task.row_end, r0 + kBlockRows);
-    const auto* x = reinterpret_cast<const TokenPiece<kX>*>(task.x);
-    for (int64_t k0 = 0; k0 < w.n_cols; k0 += kStepsK, x += tiles) {
-      const int64_t n_k = std::min<int64_t>(kStepsK, w.n_cols - k0);
-      const int n_steps = int((n_k + kStepK - 1) / kStepK);
-      const bool first = k0 == 0, last = k0 + kStepsK >= w.n_cols;
-      for (int64_t r = r0; r < r1; r += kSubRows) {
-        const int n_panels = int(std::min<int64_t>(kPanels, (r1 - r + kPanelRows - 1) / kPanelRows));
-        for (int p = 0; p < n_panels; ++p) {
-          const int64_t row = r + p * kPanelRows;
-          unpack_weights<Format, kW>(w, row, int(std::min<int64_t>(kPanelRows, r1 - row)), k0, n_k, panels[p]);
-        }
-        TileSums* sums = all_sums + (r - r0) / kPanelRows * tiles;
-        for (int64_t t = 0; t < tiles; t += 2)
-          for (int p = 0; p < n_panels; p += 2) {
-            TileSums* const at[2] = {sums + t * kPanels + p, sums + (t + 1) * kPanels + p};
-            const bool two_tiles = t + 1 < tiles, two_panels = p + 1 < n_panels;
-            if (two_tiles) {
-              two_panels ? multiply<kW, kX, 2, 2>(x + t, panels + p, n_steps, first, at)
-                         : multiply<kW, kX, 2, 1>(x + t, panels + p, n_steps, first, at);
-            } else {
-              two_panels ? multiply<kW, kX, 1, 2>(x + t, panels + p, n_steps, first, at)
-                         : multiply<kW, kX, 1, 1>(x + t, panels + p, n_steps, first, at);
-            }
-            if (last)
-              for (int i = 0; i <= int(two_tiles); ++i)
-                for (int j = 0; j <= int(two_panels); ++j)
-                  store_sums(task, (t + i) * kTokens, r + (p + j) * kPanelRows, r1, at[i][j]);
-          }
+  auto* next_panels = panels + kPanels;
+  WeightUnpacker<Format, kW> unpacker;
+  const auto unpack = [&](const Part& part, WeightPiece<kW>* to) {
+    unpacker.begin(*task.w, part.r, part.end(task), part.k0, part.n_k(task), to);
+  };
+  const bool ahead = tiles >= kUnpackAheadTiles;
+  Part part{task.row_begin, 0, task.row_begin};
+  unpack(part, panels);
+  while (part.exists(task)) {
+    unpacker.finish();
+    Part next = part;
+    next.advance(task);
+    if (ahead && next.exists(task)) unpack(next, next_panels);
+    const auto* x = reinterpret_cast<const TokenPiece<kX>*>(task.x) + part.k0 / kStepsK * tiles;
+    TileSums* sums = all_sums + (part.r - part.block) / kPanelRows * tiles;
+    const int n_steps = int((part.n_k(task) + kStepK - 1) / kStepK);
+    const bool first = part.k0 == 0, last = part.k0 + kStepsK >= task.w->n_cols;
+    const bool two_panels = part.end(task) - part.r > kPanelRows;
+    const int64_t steps = (tiles + 1) / 2 * n_steps;
+    // A step, so that all are done in time.
+    const int lines = ahead ? int((kPanels * kStepsK / 4 + steps - 1) / steps) : 0;
+    const auto meanwhile = [&]() GRISTMILL_LAMBDA {
+      for (int i = 0; i < lines; ++i) unpacker.advance();
+    };
+    for (int64_t t = 0; t < tiles; t += 2) {
+      TileSums* const at[2] = {sums + t * kPanels, sums + (t + 1) * kPanels};
+      const bool two_tiles = t + 1 < tiles;
+      if (two_tiles) {
+        two_panels ? multiply<kW, kX, 2, 2>(x + t, panels, n_steps, first, at, meanwhile)
+                   : multiply<kW, kX, 2, 1>(x + t, panels, n_steps, first, at, meanwhile);
+      } else {
+        two_panels ? multiply<kW, kX, 1, 2>(x + t, panels, n_steps, first, at, meanwhile)
+                   : multiply<kW, kX, 1, 1>(x + t, panels, n_steps, first, at, meanwhile);
       }
+      if (last)
+        for (int i = 0; i <= int(two_tiles); ++i)
+          for (int j = 0; j <= int(two_panels); ++j)
+            store_sums(task, (t + i) * kTokens, part.r + j * kPanelRows, part.end(task), at[i][j]);
     }
+    if (ahead) {
+      std::swap(panels, next_panels);
+    } else if (next.exists(task)) {
+      unpack(next, panels);
+    }
+    part = next;
   }
   _mm_sfence();
 }
