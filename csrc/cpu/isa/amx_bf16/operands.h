@@ -12,28 +12,27 @@
 namespace gristmill::cpu {
 namespace {
 
-constexpr int kPieceSteps = 2 * kPieceK / kStepK;  // two panels'
-constexpr int64_t kStepsK = kPieceSteps * kStepK;
 constexpr int kTokens = 16;  // of a tile
+
+// Steps of a piece, by the planes of activations: so many that two panels of weights fit L1. The more there are, the
+// less often sums go to L2 and come back, which costs as much as five steps.
+constexpr int piece_steps(int planes) { return planes == 1 ? 16 : 8; }
+constexpr int64_t piece_columns(int planes) { return piece_steps(planes) * kStepK; }
 
 using Bf16Tile = uint16_t[kTileRows][32];
 
-template <int kPlanes>
-struct alignas(64) TokenPiece {
-  Bf16Tile tile[kPieceSteps][kPlanes];
+template <int kPlanes, int kSteps>
+struct alignas(64) Bf16Piece {
+  Bf16Tile tile[kSteps][kPlanes];
 };
 template <int kPlanes>
-struct alignas(64) WeightPiece {
-  Bf16Tile tile[kPieceSteps][kPlanes];
-};
-
+using TokenPiece = Bf16Piece<kPlanes, piece_steps(kPlanes)>;
+// What a panel of 256 k becomes; a piece of weights is one or two.
 template <int kPlanes>
-struct alignas(64) WeightPanel {
-  Bf16Tile tile[kPieceK / kStepK][kPlanes];
-};
+using WeightPanel = Bf16Piece<kPlanes, kPieceK / kStepK>;
 
 inline int64_t n_token_tiles(int64_t n_tokens) { return (n_tokens + kTokens - 1) / kTokens; }
-inline int64_t n_k_pieces(int64_t n_cols) { return (n_cols + kStepsK - 1) / kStepsK; }
+inline int64_t pieces_of(int64_t n_cols, int planes) { return (n_cols - 1) / piece_columns(planes) + 1; }
 
 // low's in the lower half, high's in the upper.
 inline __m512i to_bf16(__m512 low, __m512 high) { return __m512i(_mm512_cvtne2ps_pbh(high, low)); }
@@ -48,7 +47,7 @@ inline __m512 high_bf16(__m512i x) {
 
 template <int kPlanes>
 inline int64_t token_bytes(int64_t n_cols, int64_t n_tokens) {
-  return n_k_pieces(n_cols) * n_token_tiles(n_tokens) * int64_t(sizeof(TokenPiece<kPlanes>));
+  return pieces_of(n_cols, kPlanes) * n_token_tiles(n_tokens) * int64_t(sizeof(TokenPiece<kPlanes>));
 }
 
 inline __mmask16 first_of(int64_t n) { return __mmask16(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
@@ -57,13 +56,13 @@ inline __mmask16 first_of(int64_t n) { return __mmask16(n >= 16 ? 0xffff : n <= 
 template <int kPlanes>
 inline void round_tokens(const float* x, int64_t n_cols, int64_t n_tokens, int64_t tile, std::byte* out) {
   auto* pieces = reinterpret_cast<TokenPiece<kPlanes>*>(out) + tile;
-  for (int64_t p = 0; p < n_k_pieces(n_cols); ++p) {
+  for (int64_t p = 0; p < pieces_of(n_cols, kPlanes); ++p) {
     TokenPiece<kPlanes>& piece = pieces[p * n_token_tiles(n_tokens)];
     for (int t = 0; t < kTokens; ++t) {
       const int64_t token = tile * kTokens + t;
       const float* row = x + token * n_cols;
-      for (int s = 0; s < kPieceSteps; ++s) {
-        const int64_t k = p * kStepsK + s * kStepK, left = token < n_tokens ? n_cols - k : 0;
+      for (int s = 0; s < piece_steps(kPlanes); ++s) {
+        const int64_t k = p * piece_columns(kPlanes) + s * kStepK, left = token < n_tokens ? n_cols - k : 0;
         const __m512 a = _mm512_maskz_loadu_ps(first_of(left), row + k);
         const __m512 b = _mm512_maskz_loadu_ps(first_of(left - 16), row + k + 16);
         const __m512i hi = to_bf16(a, b);
@@ -93,24 +92,22 @@ GRISTMILL_INLINE void set_pair(Bf16Tile (*to)[kPlanes], int pair, __m512 even, _
   }
 }
 
-// w = scale u + (minimum - zero scale) of a panel's groups.
-template <class Layout, int kPlanes>
-inline void weigh(const Panel& panel, int64_t n_k, Bf16Tile (*to)[kPlanes]) {
-  constexpr int kGroup = Layout::kGroup;
-  for (int g = 0; g * kGroup < n_k; ++g) {
-    const __m512 scale = _mm512_load_ps(panel.scale[g]);
-    __m512 start = _mm512_setzero_ps();
-    if constexpr (Layout::kHasMin) start = _mm512_load_ps(panel.minimum[g * kGroup / Layout::kMinGroup]);
-    if constexpr (Layout::kZero != 0) start = _mm512_fnmadd_ps(scale, _mm512_set1_ps(Layout::kZero), start);
-#pragma GCC unroll 8
-    for (int i = 0; i < kGroup / 4; ++i) {
-      const __m512i u = _mm512_load_si512(panel.u[g * (kGroup / 4) + i]);
-      __m512 w[4];
+// Lines of four k of a panel, of one group: w = scale u + (minimum - zero scale).
+template <class Layout, int kPlanes, int kLines = 1>
+GRISTMILL_INLINE void weigh(const Panel& panel, int line, Bf16Tile (*to)[kPlanes]) {
+  const int group = 4 * line / Layout::kGroup;
+  const __m512 scale = _mm512_load_ps(panel.scale[group]);
+  __m512 start = _mm512_setzero_ps();
+  if constexpr (Layout::kHasMin) start = _mm512_load_ps(panel.minimum[4 * line / Layout::kMinGroup]);
+  if constexpr (Layout::kZero != 0) start = _mm512_fnmadd_ps(scale, _mm512_set1_ps(Layout::kZero), start);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) w[j] = _mm512_fmadd_ps(byte_to_float(u, j), scale, start);
-      set_pair<kPlanes>(to, (g * kGroup + 4 * i) / 2, w[0], w[1]);
-      set_pair<kPlanes>(to, (g * kGroup + 4 * i) / 2 + 1, w[2], w[3]);
-    }
+  for (int i = line; i < line + kLines; ++i) {
+    const __m512i u = _mm512_load_si512(panel.u[i]);
+    __m512 w[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) w[j] = _mm512_fmadd_ps(byte_to_float(u, j), scale, start);
+    set_pair<kPlanes>(to, 2 * i, w[0], w[1]);
+    set_pair<kPlanes>(to, 2 * i + 1, w[2], w[3]);
   }
 }
 
@@ -119,38 +116,94 @@ template <class F>
 struct HalfLayout {
   using Format = F;
   static constexpr int kBlocks = kPieceK;  // of one weight
-  template <int kWeights, int kPlanes>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, WeightPanel<kPlanes>& to) {
-    for (int i = 0; i < kWeights / 8; ++i) {
-      __m512i c[4];
-      columns(rows, 16 * i, c);
+  static constexpr int kLineK = 8;
+
+  template <int kPlanes>
+  GRISTMILL_INLINE static void unpack_line(const Rows& rows, int line, Bf16Tile (*to)[kPlanes]) {
+    __m512i c[4];
+    columns(rows, 2 * kLineK * line, c);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        if constexpr (Format::kId == formats::TypeId::BF16) {
-          static_assert(kPlanes == 1);
-          _mm512_store_si512(to.tile[(4 * i + j) / 16][0][(4 * i + j) % 16], c[j]);
-        } else {
-          set_pair<kPlanes>(to.tile, 4 * i + j, low_halves(c[j]), high_halves(c[j]));
-        }
+    for (int j = 0; j < 4; ++j) {
+      const int pair = 4 * line + j;
+      if constexpr (Format::kId == formats::TypeId::BF16) {
+        static_assert(kPlanes == 1);
+        _mm512_store_si512(to[pair / 16][0][pair % 16], c[j]);
+      } else {
+        set_pair<kPlanes>(to, pair, low_halves(c[j]), high_halves(c[j]));
       }
     }
   }
+  template <int kWeights, int kPlanes>
+  static void unpack(const Rows& rows, WeightPanel<kPlanes>& to) {
+    for (int line = 0; line < kWeights / kLineK; ++line) unpack_line<kPlanes>(rows, line, to.tile);
+  }
 };
 
-template <class Format, int kPlanes>
-inline void unpack_weights(const Weight& w, int64_t r, int n_rows, int64_t k0, int64_t n_k, WeightPiece<kPlanes>& to) {
-  for (int64_t k = 0; k < n_k; k += kPieceK) {
-    const int64_t some = std::min<int64_t>(kPieceK, n_k - k);
-    auto* tiles = to.tile + k / kStepK;
-    if constexpr (Format::kKind == formats::Kind::kFloat) {
-      unpack_blocks<HalfLayout<Format>>(w, r, n_rows, 1, k0 + k, some, *reinterpret_cast<WeightPanel<kPlanes>*>(tiles));
-    } else {
-      Panel panel;
-      unpack_piece<PanelLayout<Format>>(w, r, n_rows, 1, k0 + k, some, panel);
-      weigh<PanelLayout<Format>, kPlanes>(panel, some, tiles);
+// The panels of a piece, a few lines at a time: between products of the piece before, which leave the vector ports
+// free.
+template <class Format, int kPlanes, int kSteps>
+class WeightUnpacker {
+ public:
+  // Rows [r, end) and columns [k0, k0 + n_k) of w; one panel after the other of `to`.
+  void begin(const Weight& w, int64_t r, int64_t end, int64_t k0, int64_t n_k, Bf16Piece<kPlanes, kSteps>* to) {
+    w_ = &w, r_ = r, end_ = end, k0_ = k0, n_k_ = n_k, to_ = to;
+    k_ = 0, line_ = 0, n_lines_ = 0;
+  }
+  bool done() const { return r_ >= end_; }
+  void finish() {
+    while (!done()) {
+      advance();
+      if constexpr (Format::kKind == formats::Kind::kAffine) {
+        auto* to = to_->tile + k_ / kStepK;
+        for (; line_ % 4 == 0 && line_ + 4 < n_lines_; line_ += 4)
+          weigh<PanelLayout<Format>, kPlanes, 4>(panel_, line_, to);
+      }
     }
   }
-}
+  // Four k of 16 rows, or eight where they are halves; those of a panel that is not whole all at once.
+  GRISTMILL_INLINE void advance() {
+    if (done()) return;
+    if constexpr (Format::kKind == formats::Kind::kFloat) {
+      if (n_rows() == kPanelRows && n_columns() == kPieceK) {
+        const int64_t stride = weight_bytes<Format>(w_->n_cols);
+        const auto* p = reinterpret_cast<const uint8_t*>(w_->data) + r_ * stride + weight_bytes<Format>(k0_ + k_);
+        HalfLayout<Format>::template unpack_line<kPlanes>(Rows{p, stride}, line_, to_->tile + k_ / kStepK);
+        if (++line_ == kPieceK / HalfLayout<Format>::kLineK) next_panel();
+        return;
+      }
+      unpack_blocks<HalfLayout<Format>>(*w_, r_, n_rows(), 1, k0_ + k_, n_columns(),
+                                        *reinterpret_cast<WeightPanel<kPlanes>*>(to_->tile + k_ / kStepK));
+      next_panel();
+    } else {
+      if (line_ == n_lines_) start_panel();
+      weigh<PanelLayout<Format>, kPlanes>(panel_, line_, to_->tile + k_ / kStepK);
+      if (++line_ == n_lines_) next_panel();
+    }
+  }
+
+ private:
+  int n_rows() const { return int(std::min<int64_t>(kPanelRows, end_ - r_)); }
+  int64_t n_columns() const { return std::min<int64_t>(kPieceK, n_k_ - k_); }
+  [[gnu::noinline]] void start_panel() {
+    unpack_piece<PanelLayout<Format>>(*w_, r_, n_rows(), 1, k0_ + k_, n_columns(), panel_);
+    line_ = 0;
+    n_lines_ = int(n_columns() / 4);
+  }
+  void next_panel() {
+    line_ = n_lines_ = 0;
+    k_ += kPieceK;
+    if (k_ < n_k_) return;
+    k_ = 0;
+    r_ += kPanelRows;
+    ++to_;
+  }
+
+  const Weight* w_ = nullptr;
+  int64_t r_ = 0, end_ = 0, k0_ = 0, n_k_ = 0, k_ = 0;
+  Bf16Piece<kPlanes, kSteps>* to_ = nullptr;
+  int line_ = 0, n_lines_ = 0;
+  Panel panel_;
+};
 
 }  // namespace
 }  // namespace gristmill::cpu

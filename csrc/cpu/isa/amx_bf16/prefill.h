@@ -18,8 +18,8 @@ using TileSums = float[kTokens][kPanelRows];
 
 // sums[token tile][panel] of T tiles and R panels.
 template <int kW, int kX, int T, int R, class Meanwhile>
-GRISTMILL_INLINE void multiply(const TokenPiece<kX>* x, const WeightPiece<kW>* w, int n_steps, bool first,
-                               TileSums* const (&sums)[2], const Meanwhile& meanwhile) {
+GRISTMILL_INLINE void multiply(const TokenPiece<kX>* x, const Bf16Piece<kW, piece_steps(kX)>* w, int n_steps,
+                               bool first, TileSums* const (&sums)[2], const Meanwhile& meanwhile) {
   for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA {
     if (first) {
       clear_tile<i>();
@@ -72,16 +72,17 @@ inline void store_sums(const MatmulTask& task, int64_t first_token, int64_t row,
 
 // Where a task is: rows [r, end) by columns [k0, k0 + n_k). Blocks of rows, of those the columns piece by piece, of
 // those the rows again, as many as are unpacked together.
+template <int64_t kColumns>
 struct Part {
   int64_t block, k0, r;
   int64_t block_end(const MatmulTask& task) const { return std::min(task.row_end, block + kBlockRows); }
   int64_t end(const MatmulTask& task) const { return std::min(block_end(task), r + kSubRows); }
-  int64_t n_k(const MatmulTask& task) const { return std::min<int64_t>(kStepsK, task.w->n_cols - k0); }
+  int64_t n_k(const MatmulTask& task) const { return std::min(kColumns, task.w->n_cols - k0); }
   bool exists(const MatmulTask& task) const { return block < task.row_end; }
   void advance(const MatmulTask& task) {
     r += kSubRows;
     if (r < block_end(task)) return;
-    r = block, k0 += kStepsK;
+    r = block, k0 += kColumns;
     if (k0 < task.w->n_cols) return;
     block += kBlockRows, k0 = 0, r = block;
   }
@@ -89,16 +90,19 @@ struct Part {
 
 template <class Format, int kW, int kX>
 void prefill(const MatmulTask& task) {
+  constexpr int64_t kColumns = piece_columns(kX);
+  using Part = cpu::Part<kColumns>;
+  using WeightPiece = Bf16Piece<kW, piece_steps(kX)>;
   const TilesInUse tiles_in_use;
   const int64_t tiles = n_token_tiles(task.n);
   // Sums of a block, [part][token tile][panel], and the panels of a part and of the next.
   const size_t sums_bytes = size_t(kBlockRows / kPanelRows * tiles) * sizeof(TileSums);
-  std::byte* scratch = thread_scratch(sums_bytes + 2 * kPanels * sizeof(WeightPiece<kW>));
+  std::byte* scratch = thread_scratch(sums_bytes + 2 * kPanels * sizeof(WeightPiece));
   auto* all_sums = reinterpret_cast<TileSums*>(scratch);
-  auto* panels = reinterpret_cast<WeightPiece<kW>*>(scratch + sums_bytes);
+  auto* panels = reinterpret_cast<WeightPiece*>(scratch + sums_bytes);
   auto* next_panels = panels + kPanels;
-  WeightUnpacker<Format, kW> unpacker;
-  const auto unpack = [&](const Part& part, WeightPiece<kW>* to) {
+  WeightUnpacker<Format, kW, piece_steps(kX)> unpacker;
+  const auto unpack = [&](const Part& part, WeightPiece* to) {
     unpacker.begin(*task.w, part.r, part.end(task), part.k0, part.n_k(task), to);
   };
   const bool ahead = tiles >= kUnpackAheadTiles;
@@ -109,14 +113,14 @@ void prefill(const MatmulTask& task) {
     Part next = part;
     next.advance(task);
     if (ahead && next.exists(task)) unpack(next, next_panels);
-    const auto* x = reinterpret_cast<const TokenPiece<kX>*>(task.x) + part.k0 / kStepsK * tiles;
+    const auto* x = reinterpret_cast<const TokenPiece<kX>*>(task.x) + part.k0 / kColumns * tiles;
     TileSums* sums = all_sums + (part.r - part.block) / kPanelRows * tiles;
     const int n_steps = int((part.n_k(task) + kStepK - 1) / kStepK);
-    const bool first = part.k0 == 0, last = part.k0 + kStepsK >= task.w->n_cols;
+    const bool first = part.k0 == 0, last = part.k0 + kColumns >= task.w->n_cols;
     const bool two_panels = part.end(task) - part.r > kPanelRows;
     const int64_t steps = (tiles + 1) / 2 * n_steps;
     // A step, so that all are done in time.
-    const int lines = ahead ? int((kPanels * kStepsK / 4 + steps - 1) / steps) : 0;
+    const int lines = ahead ? int((kPanels * kColumns / 4 + steps - 1) / steps) : 0;
     const auto meanwhile = [&]() GRISTMILL_LAMBDA {
       for (int i = 0; i < lines; ++i) unpacker.advance();
     };
