@@ -56,5 +56,6 @@ struct FallbackKernels {
 };
 const FallbackKernels& fallback_avx2();
 const FallbackKernels& fallback_avx512_vnni();
+const FallbackKernels& fallback_amx_bf16();
 
 }  // namespace gristmill::test

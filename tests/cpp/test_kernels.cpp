@@ -23,6 +23,19 @@ struct Case {
   cpu::Activations activations[cpu::kPasses];
 };
 using cpu::Pass;
+
+// matmul and activations: [pass][format].
+template <class Matmul, class Activations>
+Case case_of(const std::string& name, const formats::FormatInfo& format, const Matmul& matmul, int in_matmul,
+             const Activations& activations, int in_activations) {
+  Case c{name, &format, {}, {}};
+  for (int pass = 0; pass < cpu::kPasses; ++pass) {
+    c.matmul[pass] = matmul[pass][in_matmul];
+    c.activations[pass] = activations[pass][in_activations];
+  }
+  return c;
+}
+
 constexpr const char* kPassNames[] = {"prefill", "precise prefill", "decode", "precise decode"};
 
 std::mt19937 random_bits(1);
@@ -91,6 +104,9 @@ void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n,
         case 15:
           allowed += magnitudes * peak / 16256;
           break;
+        case 16:
+          allowed += magnitudes * peak * 0x1p-14;
+          break;
         default:
           allowed += magnitudes * peak * 0x1p-20;
       }
@@ -103,6 +119,8 @@ void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n,
 
 // Enough rows for blocks of rows, trios of panels and lanes that lie apart, in both of multiply()'s tasks.
 constexpr int64_t kManyRows = 650;
+// Enough tokens for kernels that unpack weights beside the products of the ones before.
+constexpr int kManyTokens = 200;
 
 void check_all_shapes(const Case& c) {
   for (const Pass pass : {Pass::kDecode, Pass::kPreciseDecode})
@@ -111,6 +129,9 @@ void check_all_shapes(const Case& c) {
   for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
     for (const int64_t n_cols : {std::max(c.format->block_size, 64), c.format->block_size == 256 ? 512 : 288})
       check_case(c, pass, kManyRows, n_cols, 9, Guarded<std::byte>::kEnd);
+
+  for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
+    check_case(c, pass, 81, c.format->block_size == 256 ? 768 : 576, kManyTokens, Guarded<std::byte>::kEnd);
 
   const int block = c.format->block_size;
   for (const int64_t n_cols : {block, 3 * block, block == 256 ? 1280 : 288, block == 1 ? 37 : 2 * block})
@@ -148,28 +169,24 @@ template <class... Format>
 void check_fallbacks(const cpu::Kernels& kernels, const FallbackKernels& fallback, std::tuple<Format...>*) {
   static constexpr formats::FormatInfo infos[] = {unknown_info<Format>()...};
   const int quantized = cpu::format_index(formats::find_format(uint32_t(formats::TypeId::Q8_0)));
-  for (size_t i = 0; i < sizeof...(Format); ++i)
-    check_all_shapes({std::string(kernels.name) + " fallback " + std::string(infos[i].name),
-                      &infos[i],
-                      {fallback.matmul[0][i], fallback.matmul[1][i], fallback.matmul[2][i], fallback.matmul[3][i]},
-                      {kernels.activations[0][quantized], kernels.activations[1][quantized],
-                       kernels.activations[2][quantized], kernels.activations[3][quantized]}});
+  for (int i = 0; i < int(sizeof...(Format)); ++i)
+    check_all_shapes(case_of(std::string(kernels.name) + " fallback " + std::string(infos[i].name), infos[i],
+                             fallback.matmul, i, kernels.activations, quantized));
 }
 
 void check_isa(const std::string& isa) {
   const cpu::Kernels& kernels = cpu::choose_kernels(isa);
   for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
     const int i = cpu::format_index(f);
-    check_all_shapes(
-        {isa + " " + std::string(f->name),
-         f,
-         {kernels.matmul[0][i], kernels.matmul[1][i], kernels.matmul[2][i], kernels.matmul[3][i]},
-         {kernels.activations[0][i], kernels.activations[1][i], kernels.activations[2][i], kernels.activations[3][i]}});
+    check_all_shapes(case_of(isa + " " + std::string(f->name), *f, kernels.matmul, i, kernels.activations, i));
   }
   auto* unknown = static_cast<UnknownFormats*>(nullptr);
 #if defined(__x86_64__)
   if (isa == "avx2") check_fallbacks(kernels, fallback_avx2(), unknown);
   if (isa == "avx512_vnni") check_fallbacks(kernels, fallback_avx512_vnni(), unknown);
+#endif
+#ifdef GRISTMILL_HAS_AMX_BF16
+  if (isa == "amx_bf16") check_fallbacks(kernels, fallback_amx_bf16(), unknown);
 #endif
   (void)unknown;
 }

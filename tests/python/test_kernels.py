@@ -113,6 +113,19 @@ def test_error_is_that_of_rounding(fmt: quants.Format, isa: str, mode: str) -> N
     assert least < noise < most
 
 
+@each_format
+@each_isa
+@pytest.mark.parametrize("mode", ["prefill", "precise"])
+def test_many_tokens(fmt: quants.Format, isa: str, mode: str) -> None:
+    """Enough for kernels that unpack weights beside the products of the ones before."""
+    for k in (1280, 2304) if fmt.block_size > 1 else (160, 1280):
+        packed, weights = packed_rows(fmt, k, "gaussian")
+        x = activations(200, k)
+        for rows in (1, 33, 130):
+            y = multiply(packed[:rows], fmt, x, isa, mode)
+            assert worst(y, packed[:rows], fmt, weights[:rows], x, isa, mode) <= 1, f"rows {rows}, columns {k}"
+
+
 @each_isa
 @each_mode
 @settings(deadline=None, max_examples=40)

@@ -34,8 +34,8 @@ GRISTMILL_INLINE void for_constants(const F& f) {
       GRISTMILL_LAMBDA { (f(constant<i>), ...); }(std::make_integer_sequence<int, N>{});
 }
 
-// Bytes of n weights, a whole number of blocks. Weight::row_bytes() divides by a number read from memory, some ninety
-// cycles each time: a tenth of decoding, before kernels had this.
+// Bytes of n weights, a whole number of blocks. Weight::row_bytes() divides by a number read from memory: a tenth of
+// the samples when eight tokens were decoded, before kernels had this.
 template <class Format>
 GRISTMILL_INLINE constexpr int64_t weight_bytes(int64_t n) {
   return int64_t(uint64_t(n) / Format::kBlockSize * sizeof(typename Format::Block));

@@ -63,14 +63,16 @@ inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t 
   store_rows(task, 0, r, n_rows, distance, sums[0]);
 }
 
-// The lines of a row's 256 weights from k on; beyond a row's end its lane goes on with the next. While sums of several
-// tokens are made nothing else reads memory.
+// The lines of a row's 256 weights from k on; beyond a row's end its lane goes on with the next, whose first lines
+// these then are, and beyond the last row's there is nothing, which is asked for in vain. While sums of several tokens
+// are made nothing else reads memory.
 template <class Layout>
 GRISTMILL_INLINE void ask_for_piece(const Weight& w, int64_t row, int64_t k) {
   using Format = typename Layout::Format;
-  const auto* p =
-      reinterpret_cast<const char*>(w.data) + row * weight_bytes<Format>(w.n_cols) + weight_bytes<Format>(k);
-  for (int64_t i = 0; i < weight_bytes<Format>(kPieceK); i += 64) _mm_prefetch(p + i, _MM_HINT_T0);
+  const uintptr_t p =
+      reinterpret_cast<uintptr_t>(w.data) + uintptr_t(row * weight_bytes<Format>(w.n_cols) + weight_bytes<Format>(k));
+  for (uintptr_t i = 0; i < uintptr_t(weight_bytes<Format>(kPieceK)); i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
 }
 
 // Two to eight tokens: one tile or two.
@@ -84,7 +86,8 @@ inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t 
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
     unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
     const auto ask = [&](int group) GRISTMILL_LAMBDA {
-      for (int row = 2 * group; row < 2 * group + 2; ++row) ask_for_piece<Layout>(w, r + row * distance, k0 + kPieceK);
+      for (int row = 2 * group; row < std::min(2 * group + 2, n_rows); ++row)
+        ask_for_piece<Layout>(w, r + row * distance, k0 + kPieceK);
     };
     multiply_tile<Layout, kPlanes, 1, T, kTiles>(&panel, x, int((n_k + 31) / 32), sums, ask);
     if constexpr (kPlanes == 1)

@@ -437,7 +437,7 @@ GRISTMILL_INLINE void unpack_blocks(const Weight& w, int64_t r, int n_rows, int6
   const auto* p = reinterpret_cast<const uint8_t*>(w.data) + r * row_bytes + weight_bytes<Format>(k0);
   if (n_rows >= kPanelRows && n_k == kWeights) return Layout::template unpack<kBlocks>(Rows{p, stride}, sink);
   alignas(64) uint8_t copy[kPanelRows][kBytes];
-  const size_t n_bytes = size_t(weight_bytes<Format>(n_k));
+  const size_t n_bytes = std::min(size_t(weight_bytes<Format>(n_k)), size_t(kBytes));
   for (int i = 0; i < kPanelRows; ++i) {
     std::memcpy(copy[i], p + std::min(i, n_rows - 1) * stride, n_bytes);
     std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);
