@@ -1,5 +1,6 @@
 #include "cpu/dispatch.h"
 #include "cpu/generic/kernel_table.h"
+#include "cpu/isa/amx_bf16/attention.h"
 #include "cpu/isa/amx_bf16/prefill.h"
 
 namespace gristmill::cpu {
@@ -25,13 +26,18 @@ void set_pass(Kernels& k, int format) {
   }
 }
 
-// Everything but prefill is AVX-512's.
+void attention(const AttentionTask& task) {
+  fits_tiles(task) ? attention_on_tiles(task) : avx512_vnni_kernels().attention(task);
+}
+
+// What is not prefill is AVX-512's.
 template <class... Format>
 Kernels make(std::tuple<Format...>*) {
   Kernels k = avx512_vnni_kernels();
   k.name = "amx_bf16";
   k.prefill_rows = int(kBlockRows);
   k.panel_rows = 2 * kPanelRows;
+  k.attention = attention;
   int format = 0;
   ((set_pass<Format, Pass::kPrefill>(k, format), set_pass<Format, Pass::kPrecisePrefill>(k, format), ++format), ...);
   return k;

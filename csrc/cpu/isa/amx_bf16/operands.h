@@ -45,6 +45,15 @@ inline __m512 high_bf16(__m512i x) {
 
 // ---- activations ----
 
+// 32 k of a token.
+template <int kPlanes>
+GRISTMILL_INLINE void set_line(Bf16Tile (&to)[kPlanes], int token, __m512 a, __m512 b) {
+  const __m512i hi = to_bf16(a, b);
+  _mm512_store_si512(to[0][token], hi);
+  if constexpr (kPlanes == 2)
+    _mm512_store_si512(to[1][token], to_bf16(_mm512_sub_ps(a, low_bf16(hi)), _mm512_sub_ps(b, high_bf16(hi))));
+}
+
 template <int kPlanes>
 inline int64_t token_bytes(int64_t n_cols, int64_t n_tokens) {
   return pieces_of(n_cols, kPlanes) * n_token_tiles(n_tokens) * int64_t(sizeof(TokenPiece<kPlanes>));
@@ -65,11 +74,7 @@ inline void round_tokens(const float* x, int64_t n_cols, int64_t n_tokens, int64
         const int64_t k = p * piece_columns(kPlanes) + s * kStepK, left = token < n_tokens ? n_cols - k : 0;
         const __m512 a = _mm512_maskz_loadu_ps(first_of(left), row + k);
         const __m512 b = _mm512_maskz_loadu_ps(first_of(left - 16), row + k + 16);
-        const __m512i hi = to_bf16(a, b);
-        _mm512_store_si512(piece.tile[s][0][t], hi);
-        if constexpr (kPlanes == 2)
-          _mm512_store_si512(piece.tile[s][1][t],
-                             to_bf16(_mm512_sub_ps(a, low_bf16(hi)), _mm512_sub_ps(b, high_bf16(hi))));
+        set_line<kPlanes>(piece.tile[s], t, a, b);
       }
     }
   }

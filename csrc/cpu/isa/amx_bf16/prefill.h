@@ -2,7 +2,7 @@
 // piece of 256 k stay in L1 for all tokens of the batch, its activations and the sums of a block of rows in L2.
 #pragma once
 
-#include "cpu/isa/amx_bf16/operands.h"
+#include "cpu/isa/amx_bf16/multiply.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -15,43 +15,6 @@ constexpr int64_t kSubRows = kPanels * kPanelRows, kBlockRows = 8 * kSubRows;  /
 constexpr int64_t kUnpackAheadTiles = 12;
 
 using TileSums = float[kTokens][kPanelRows];
-
-// sums[token tile][panel] of T tiles and R panels.
-template <int kW, int kX, int T, int R, class Meanwhile>
-GRISTMILL_INLINE void multiply(const TokenPiece<kX>* x, const Bf16Piece<kW, piece_steps(kX)>* w, int n_steps,
-                               bool first, TileSums* const (&sums)[2], const Meanwhile& meanwhile) {
-  for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA {
-    if (first) {
-      clear_tile<i>();
-    } else {
-      stream_tile<i>(sums[i / R][i % R]);
-    }
-  });
-  const auto load_x = [&](int s, int plane) GRISTMILL_LAMBDA {
-    for_constants<T>([&](auto t) GRISTMILL_LAMBDA { stream_tile<4 + t>(x[t].tile[s][plane]); });
-  };
-  const auto load_w = [&](int s, int plane) GRISTMILL_LAMBDA {
-    for_constants<R>([&](auto r) GRISTMILL_LAMBDA { load_tile<6 + r>(w[r].tile[s][plane]); });
-  };
-  const auto all = [&]() GRISTMILL_LAMBDA {
-    for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA { multiply_tiles<i, 4 + i / R, 6 + i % R>(); });
-  };
-  for (int s = 0; s < n_steps; ++s) {
-    load_w(s, 0);
-    if constexpr (kX == 2) {
-      load_x(s, 1);
-      all();
-    }
-    load_x(s, 0);
-    all();
-    if constexpr (kW == 2) {
-      load_w(s, 1);
-      all();
-    }
-    meanwhile();
-  }
-  for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA { store_tile<i>(sums[i / R][i % R]); });
-}
 
 inline void store_line(float* p, __mmask16 mask, __m512 x) {
   if (mask == 0xffff && reinterpret_cast<uintptr_t>(p) % 64 == 0) {
@@ -125,19 +88,15 @@ void prefill(const MatmulTask& task) {
       for (int i = 0; i < lines; ++i) unpacker.advance();
     };
     for (int64_t t = 0; t < tiles; t += 2) {
-      TileSums* const at[2] = {sums + t * kPanels, sums + (t + 1) * kPanels};
+      TileSums* const at = sums + t * kPanels;
+      const SumTiles to{reinterpret_cast<std::byte*>(at), kPanels * sizeof(TileSums), sizeof(TileSums), 64};
       const bool two_tiles = t + 1 < tiles;
-      if (two_tiles) {
-        two_panels ? multiply<kW, kX, 2, 2>(x + t, panels, n_steps, first, at, meanwhile)
-                   : multiply<kW, kX, 2, 1>(x + t, panels, n_steps, first, at, meanwhile);
-      } else {
-        two_panels ? multiply<kW, kX, 1, 2>(x + t, panels, n_steps, first, at, meanwhile)
-                   : multiply<kW, kX, 1, 1>(x + t, panels, n_steps, first, at, meanwhile);
-      }
+      multiply_some<kW, kX>(two_tiles, two_panels, reinterpret_cast<const std::byte*>(x + t), sizeof *x,
+                            reinterpret_cast<const std::byte*>(panels), sizeof *panels, n_steps, first, to, meanwhile);
       if (last)
         for (int i = 0; i <= int(two_tiles); ++i)
           for (int j = 0; j <= int(two_panels); ++j)
-            store_sums(task, (t + i) * kTokens, part.r + j * kPanelRows, part.end(task), at[i][j]);
+            store_sums(task, (t + i) * kTokens, part.r + j * kPanelRows, part.end(task), at[i * kPanels + j]);
     }
     if (ahead) {
       std::swap(panels, next_panels);
