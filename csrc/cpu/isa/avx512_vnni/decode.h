@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/isa/avx512_vnni/multiply.h"
+#include "cpu/isa/avx512_vnni/vec.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -16,15 +17,32 @@ inline int64_t lane_distance(int64_t left, int64_t row_bytes) {
   return distance;
 }
 
-// y of a panel's rows r, r + distance, ... for token t.
-inline void store_rows(const MatmulTask& task, int t, int64_t r, int n_rows, int64_t distance, const float* sums) {
-  float* y = task.y + t * task.w->n_rows + r;
-  if (!task.bias) {
-    for (int i = 0; i < n_rows; ++i) y[i * distance] = sums[i];
-  } else {
-    for (int i = 0; i < n_rows; ++i) y[i * distance] = sums[i] + task.bias[r + i * distance];
+// Sums of up to sixteen neighbouring rows of each lane, for kTokens tokens. They go to y a line at a time: sixteen
+// floats stored each where it belongs, row after row, keep sixteen more lines under way beside the streams of weights.
+template <int kTokens>
+struct LaneSums {
+  static constexpr int kRows = 16;
+  alignas(64) float of[kRows][kTokens][kPanelRows];
+
+  // To rows r, ..., r + n - 1 and those `distance`, 2 * distance, ... further on, n_lanes in all.
+  void store(const MatmulTask& task, int64_t r, int n, int n_lanes, int64_t distance) const {
+    const __mmask16 mask = first_lanes(n);
+    for (int t = 0; t < task.n; ++t) {
+      __m512 lane[kRows];
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) lane[i] = _mm512_maskz_load_ps(i < n ? 0xffff : 0, of[i][t]);
+      Avx512Vec::transpose(lane);
+      float* y = task.y + t * task.w->n_rows + r;
+#pragma GCC unroll 16
+      for (int i = 0; i < kPanelRows; ++i) {
+        if (i == n_lanes) break;
+        const int64_t to = i * distance;
+        if (task.bias) lane[i] = _mm512_add_ps(lane[i], _mm512_maskz_loadu_ps(mask, task.bias + r + to));
+        _mm512_mask_storeu_ps(y + to, mask, lane[i]);
+      }
+    }
   }
-}
+};
 
 // Adds weights [k0, k0 + n_k) of a panel's rows times a token's piece.
 template <class Layout, bool kKeep, int kPlanes>
@@ -45,10 +63,11 @@ inline void add_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, 
 }
 
 template <class Layout, int kPlanes>
-inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
+inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel,
+                         PanelSums<1>& sums) {
   const Weight& w = *task.w;
   const auto* x = reinterpret_cast<const TilePiece<kPlanes, 1>*>(task.x);
-  alignas(64) PanelSums<1> sums = {};
+  std::memset(sums, 0, sizeof sums);
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, ++x) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
     if constexpr (kPlanes == 1) {
@@ -60,7 +79,6 @@ inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t 
     }
     add_piece<Layout, false>(w, r, n_rows, distance, k0, n_k, *x, panel, sums);
   }
-  store_rows(task, 0, r, n_rows, distance, sums[0]);
 }
 
 // The lines of a row's 256 weights from k on; beyond a row's end its lane goes on with the next, whose first lines
@@ -77,11 +95,12 @@ GRISTMILL_INLINE void ask_for_piece(const Weight& w, int64_t row, int64_t k) {
 
 // Two to eight tokens: one tile or two.
 template <class Layout, int kPlanes, int kTiles>
-inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel) {
+inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel,
+                         PanelSums<kTileTokens>* sums) {
   constexpr int T = kTileTokens;
   const Weight& w = *task.w;
   const auto* x = reinterpret_cast<const TilePiece<kPlanes, T>*>(task.x);
-  alignas(64) PanelSums<T> sums[kTiles] = {};
+  std::memset(sums, 0, kTiles * sizeof *sums);
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += kTiles) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
     unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
@@ -93,28 +112,38 @@ inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t 
     if constexpr (kPlanes == 1)
       for (int tile = 0; tile < kTiles; ++tile) add_outliers<Layout, T>(&panel, 1, x[tile], sums + tile);
   }
-  for (int t = 0; t < task.n; ++t) store_rows(task, t, r, n_rows, distance, sums[t / T][t % T]);
+}
+
+// kTiles: of four tokens; none for one token.
+template <class Layout, int kPlanes, int kTiles>
+void decode_lanes(const MatmulTask& task) {
+  LaneSums<std::max(1, kTiles * kTileTokens)> sums;
+  Panel panel;
+  for (int64_t r = task.row_begin; r < task.row_end;) {
+    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes());
+    const int n_lanes = int(std::min<int64_t>(kPanelRows, left));
+    for (int64_t i = 0; i < distance; i += sums.kRows) {
+      const int n = int(std::min<int64_t>(sums.kRows, distance - i));
+      for (int j = 0; j < n; ++j) {
+        if constexpr (kTiles == 0) {
+          decode_token<Layout, kPlanes>(task, r + i + j, n_lanes, distance, panel, sums.of[j]);
+        } else {
+          decode_tiles<Layout, kPlanes, kTiles>(task, r + i + j, n_lanes, distance, panel,
+                                                reinterpret_cast<PanelSums<kTileTokens>*>(sums.of[j]));
+        }
+      }
+      sums.store(task, r + i, n, n_lanes, distance);
+    }
+    r += n_lanes * distance;
+  }
 }
 
 template <class Format, int kPlanes>
 void decode_affine(const MatmulTask& task) {
   using Layout = PanelLayout<Format>;
   static_assert(kDecodeRows == 2 * kTileTokens);
-  Panel panel;
-  for (int64_t r = task.row_begin; r < task.row_end;) {
-    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes());
-    const int n_rows = int(std::min<int64_t>(kPanelRows, left));
-    for (int64_t i = r; i < r + distance; ++i) {
-      if (task.n == 1) {
-        decode_token<Layout, kPlanes>(task, i, n_rows, distance, panel);
-      } else if (task.n <= kTileTokens) {
-        decode_tiles<Layout, kPlanes, 1>(task, i, n_rows, distance, panel);
-      } else {
-        decode_tiles<Layout, kPlanes, 2>(task, i, n_rows, distance, panel);
-      }
-    }
-    r += n_rows * distance;
-  }
+  if (task.n == 1) return decode_lanes<Layout, kPlanes, 0>(task);
+  task.n <= kTileTokens ? decode_lanes<Layout, kPlanes, 1>(task) : decode_lanes<Layout, kPlanes, 2>(task);
 }
 
 }  // namespace
