@@ -149,9 +149,14 @@ struct HalfLayout {
 template <class Format, int kPlanes, int kSteps>
 class WeightUnpacker {
  public:
-  // Rows [r, end) and columns [k0, k0 + n_k) of w; one panel after the other of `to`.
-  void begin(const Weight& w, int64_t r, int64_t end, int64_t k0, int64_t n_k, Bf16Piece<kPlanes, kSteps>* to) {
+  // Rows [r, end) and columns [k0, k0 + n_k) of w; one panel after the other of `to`. What is unpacked after them,
+  // from row next_r and column next_k0 on, is asked for meanwhile: rows are far apart for what is read of each, so the
+  // hardware does not run ahead.
+  void begin(const Weight& w, int64_t r, int64_t end, int64_t k0, int64_t n_k, int64_t next_r, int64_t next_k0,
+             Bf16Piece<kPlanes, kSteps>* to) {
     w_ = &w, r_ = r, end_ = end, k0_ = k0, n_k_ = n_k, to_ = to;
+    row_bytes_ = weight_bytes<Format>(w.n_cols);
+    next_ = (next_r - r) * row_bytes_ + weight_bytes<Format>(next_k0) - weight_bytes<Format>(k0);
     k_ = 0, line_ = 0, n_lines_ = 0;
   }
   bool done() const { return r_ >= end_; }
@@ -160,8 +165,10 @@ class WeightUnpacker {
       advance();
       if constexpr (Format::kKind == formats::Kind::kAffine) {
         auto* to = to_->tile + k_ / kStepK;
-        for (; line_ % 4 == 0 && line_ + 4 < n_lines_; line_ += 4)
+        for (; line_ % 4 == 0 && line_ + 4 < n_lines_; line_ += 4) {
+          ask_for_next(line_ / 4);
           weigh<PanelLayout<Format>, kPlanes, 4>(panel_, line_, to);
+        }
       }
     }
   }
@@ -170,9 +177,9 @@ class WeightUnpacker {
     if (done()) return;
     if constexpr (Format::kKind == formats::Kind::kFloat) {
       if (n_rows() == kPanelRows && n_columns() == kPieceK) {
-        const int64_t stride = weight_bytes<Format>(w_->n_cols);
-        const auto* p = reinterpret_cast<const uint8_t*>(w_->data) + r_ * stride + weight_bytes<Format>(k0_ + k_);
-        HalfLayout<Format>::template unpack_line<kPlanes>(Rows{p, stride}, line_, to_->tile + k_ / kStepK);
+        const auto* p = reinterpret_cast<const uint8_t*>(w_->data) + r_ * row_bytes_ + weight_bytes<Format>(k0_ + k_);
+        if (line_ % 2 == 0) ask_for_next(line_ / 2);
+        HalfLayout<Format>::template unpack_line<kPlanes>(Rows{p, row_bytes_}, line_, to_->tile + k_ / kStepK);
         if (++line_ == kPieceK / HalfLayout<Format>::kLineK) next_panel();
         return;
       }
@@ -181,6 +188,7 @@ class WeightUnpacker {
       next_panel();
     } else {
       if (line_ == n_lines_) start_panel();
+      if (line_ % 4 == 0) ask_for_next(line_ / 4);
       weigh<PanelLayout<Format>, kPlanes>(panel_, line_, to_->tile + k_ / kStepK);
       if (++line_ == n_lines_) next_panel();
     }
@@ -189,6 +197,13 @@ class WeightUnpacker {
  private:
   int n_rows() const { return int(std::min<int64_t>(kPanelRows, end_ - r_)); }
   int64_t n_columns() const { return std::min<int64_t>(kPieceK, n_k_ - k_); }
+  // 256 weights of a row of the panel that has this one's place in what comes next; beyond the matrix in vain.
+  GRISTMILL_INLINE void ask_for_next(int row) const {
+    const uintptr_t p = reinterpret_cast<uintptr_t>(w_->data) +
+                        uintptr_t((r_ + row) * row_bytes_ + weight_bytes<Format>(k0_ + k_) + next_);
+    for (uintptr_t i = 0; i < uintptr_t(weight_bytes<Format>(kPieceK)); i += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+  }
   [[gnu::noinline]] void start_panel() {
     unpack_piece<PanelLayout<Format>>(*w_, r_, n_rows(), 1, k0_ + k_, n_columns(), panel_);
     line_ = 0;
@@ -205,6 +220,7 @@ class WeightUnpacker {
 
   const Weight* w_ = nullptr;
   int64_t r_ = 0, end_ = 0, k0_ = 0, n_k_ = 0, k_ = 0;
+  int64_t row_bytes_ = 0, next_ = 0;  // from a weight to the one that has its place in what comes next
   Bf16Piece<kPlanes, kSteps>* to_ = nullptr;
   int line_ = 0, n_lines_ = 0;
   Panel panel_;

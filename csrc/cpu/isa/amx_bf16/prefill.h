@@ -9,10 +9,13 @@ namespace {
 
 constexpr int kPanels = 2;                                                     // unpacked together
 constexpr int64_t kSubRows = kPanels * kPanelRows, kBlockRows = 8 * kSubRows;  // that share a pass over the activations
+// Bytes of activations that stay in L2 whatever passes. Then no rows have to share a pass, and each is read from its
+// first to its last weight.
+constexpr int64_t kNearBytes = 1 << 20;
 
 // Tiles of tokens from which weights are unpacked between the products of the part before. With fewer there is little
 // to hide behind, and panels that stay in L1 are worth more.
-constexpr int64_t kUnpackAheadTiles = 12;
+constexpr int64_t kUnpackAheadTiles = 6;
 
 using TileSums = float[kTokens][kPanelRows];
 
@@ -37,8 +40,8 @@ inline void store_sums(const MatmulTask& task, int64_t first_token, int64_t row,
 // those the rows again, as many as are unpacked together.
 template <int64_t kColumns>
 struct Part {
-  int64_t block, k0, r;
-  int64_t block_end(const MatmulTask& task) const { return std::min(task.row_end, block + kBlockRows); }
+  int64_t block_rows, block, k0, r;
+  int64_t block_end(const MatmulTask& task) const { return std::min(task.row_end, block + block_rows); }
   int64_t end(const MatmulTask& task) const { return std::min(block_end(task), r + kSubRows); }
   int64_t n_k(const MatmulTask& task) const { return std::min(kColumns, task.w->n_cols - k0); }
   bool exists(const MatmulTask& task) const { return block < task.row_end; }
@@ -47,7 +50,7 @@ struct Part {
     if (r < block_end(task)) return;
     r = block, k0 += kColumns;
     if (k0 < task.w->n_cols) return;
-    block += kBlockRows, k0 = 0, r = block;
+    block += block_rows, k0 = 0, r = block;
   }
 };
 
@@ -66,10 +69,13 @@ void prefill(const MatmulTask& task) {
   auto* next_panels = panels + kPanels;
   WeightUnpacker<Format, kW, piece_steps(kX)> unpacker;
   const auto unpack = [&](const Part& part, WeightPiece* to) {
-    unpacker.begin(*task.w, part.r, part.end(task), part.k0, part.n_k(task), to);
+    Part next = part;
+    next.advance(task);
+    unpacker.begin(*task.w, part.r, part.end(task), part.k0, part.n_k(task), next.r, next.k0, to);
   };
   const bool ahead = tiles >= kUnpackAheadTiles;
-  Part part{task.row_begin, 0, task.row_begin};
+  const int64_t block_rows = token_bytes<kX>(task.w->n_cols, task.n) <= kNearBytes ? kSubRows : kBlockRows;
+  Part part{block_rows, task.row_begin, 0, task.row_begin};
   unpack(part, panels);
   while (part.exists(task)) {
     unpacker.finish();
