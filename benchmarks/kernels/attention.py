@@ -43,6 +43,11 @@ class Row:
     share_of_bandwidth: float = 0.0
     share_of_peak: float = 0.0
 
+    @property
+    def arithmetic(self) -> str:
+        """What multiplies a prompt's queries: tiles do it three times, with two bfloat16 for each number."""
+        return "bfloat16" if self.isa == "amx_bf16" and self.cache_type != "f32" else "float32"
+
 
 def step_seconds(session: gristmill.Session, depth: int, ids: np.ndarray, repetitions: int) -> float:
     """Fastest forward of ``ids`` after ``depth`` positions, which the session holds or more.
@@ -100,7 +105,7 @@ def against(row: Row, yardstick: Yardstick) -> Row:
     return replace(
         row,
         share_of_bandwidth=row.gb_per_s / limits.read_gb_s,
-        share_of_peak=row.gop_per_s / limits.float32_gop_s,
+        share_of_peak=row.gop_per_s / limits.gop_s_of(row.arithmetic),
     )
 
 
@@ -155,7 +160,7 @@ def main() -> None:
         "share": lambda r: (
             f"{100 * r.share_of_bandwidth:.0f} % of memory"
             if r.tokens == 1
-            else f"{100 * r.share_of_peak:.0f} % of float32"
+            else f"{100 * r.share_of_peak:.0f} % of {r.arithmetic}"
         ),
     }
     report([against(row, yardstick) for row in rows], limits, columns, args.json)

@@ -20,7 +20,8 @@ struct CpuBackend::Piece {
   int first_row, rows;  // of the batch
   int64_t first_position;
   int64_t begin, end;  // positions attended to
-  float* partial;      // where max, sum and acc go; nullptr: straight to the output
+  bool is_decode;
+  float* partial;  // where max, sum and acc go; nullptr: straight to the output
 };
 
 void CpuBackend::run_piece(const Piece& p, int layer, const float* q, int n_head, float scale, float* out) {
@@ -41,8 +42,8 @@ void CpuBackend::run_piece(const Piece& p, int layer, const float* q, int n_head
   }
   float *max = partial, *sum = partial + n, *acc = partial + 2 * n;
   kernels_.attention({s.type_k, s.type_v, p.cache->k(layer, p.head), p.cache->v(layer, p.head), p.cache->chunk_bytes(),
-                      s.head_dim_k, s.head_dim_v, n, queries.data(), visible.data(), p.begin, p.end, scale, max, sum,
-                      acc});
+                      s.head_dim_k, s.head_dim_v, n, queries.data(), visible.data(), p.begin, p.end, scale, p.is_decode,
+                      max, sum, acc});
   if (p.partial) return;
   for (int j = 0; j < n; ++j) {
     const int64_t row = p.first_row + j / group, head = p.head * group + j % group;
@@ -67,7 +68,7 @@ void CpuBackend::attention(const Batch& batch, int layer, const float* q, int n_
         const bool split = batch.is_decode() && end > kChunk;
         for (int64_t begin = 0; begin < end; begin += split ? kChunk : end) {
           pieces.push_back({cache, head, span.first_row + t, rows, first, begin,
-                            split ? std::min(end, begin + kChunk) : end, nullptr});
+                            split ? std::min(end, begin + kChunk) : end, batch.is_decode(), nullptr});
           if (split) ++n_partials;
         }
       }

@@ -16,8 +16,9 @@ constexpr int kPrefillRows = 512;
 // Tasks a thread: in decoding few, for they read long streams; in prefill enough that the last is not waited for.
 constexpr int kDecodeTasks = 2, kPrefillTasks = 4;
 
-// Bytes of weights of a decode task. At most: kernels read a task as sixteen streams, which are slower the further apart
-// they are, and threads end closer together. At least: shorter streams end before the hardware runs ahead of them.
+// Bytes of weights of a decode task. At most: kernels read a task as sixteen streams, which are slower the further
+// apart they are, and threads end closer together. At least: shorter streams end before the hardware runs ahead of
+// them.
 constexpr int64_t kMostTaskBytes = 2 << 20, kLeastTaskBytes = 128 << 10;
 
 // Rows of weights of one decode task, whole groups of 16.

@@ -92,7 +92,8 @@ const Kernels& choose_kernels(const std::string& name) {
   std::string known;
   for (const Candidate& c : kCandidates) {
     if (wanted.empty() ? c.supported() : wanted == c.name) {
-      if (!c.supported()) throw DeviceError("[isa] " + wanted + " is not supported by this processor");
+      if (!c.supported())
+        throw DeviceError("[isa] " + wanted + " is not supported by this processor, or not allowed by the system");
       return c.kernels();
     }
     known += (known.empty() ? "" : ", ") + std::string(c.name);

@@ -15,9 +15,10 @@ constexpr int kFormats = int(std::tuple_size_v<formats::All>);
 // Rows of activations that one pass over the weights serves when decoding.
 constexpr int kDecodeRows = 8;
 
-// What a product is for. Where it has to be precise, quantized weights are multiplied with activations of 15 bits, and
-// an instruction set may take 8 and the outliers apart elsewhere. Weights that are floats are multiplied in float32; in
-// prefill that need not be precise a set may take 14 bits of both.
+// What a product is for. Where it has to be precise, quantized weights are multiplied with activations of 15 bits or
+// more, and an instruction set may take 8 and the outliers apart, or bfloat16, elsewhere. Weights that are floats are
+// multiplied in float32; in prefill that need not be precise a set may take 14 bits of both, or the 16 that two
+// bfloat16 have.
 enum class Pass { kPrefill, kPrecisePrefill, kDecode, kPreciseDecode };
 constexpr int kPasses = 4;
 constexpr bool is_decode(Pass pass) { return pass == Pass::kDecode || pass == Pass::kPreciseDecode; }
@@ -52,9 +53,10 @@ struct AttentionTask {
   const int64_t* n_visible;  // [n_queries] positions each query sees
   int64_t begin, end;        // positions of this piece; begin is a multiple of kTile
   float scale;
-  float* max;  // [n_queries] out: largest score
-  float* sum;  // [n_queries] out: sum of exp(score - max)
-  float* acc;  // [n_queries, head_dim_v] out: sum of exp(score - max) v
+  bool is_decode;  // one token of each sequence: kernels are chosen by this, never by how many queries share a task
+  float* max;      // [n_queries] out: largest score
+  float* sum;      // [n_queries] out: sum of exp(score - max)
+  float* acc;      // [n_queries, head_dim_v] out: sum of exp(score - max) v
 };
 
 // Activations of a batch, in the order that a pass of this set wants them: quantized, or where there is no quantize()

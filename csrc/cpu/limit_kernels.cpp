@@ -7,22 +7,25 @@ namespace gristmill::cpu {
 
 LimitKernels choose_limits(const std::string& isa) {
   const std::string name = choose_kernels(isa).name;
-  LimitKernels (*const tables[])() = {
+  // By name first: a table's function is compiled with its set's instructions, which this machine may not have.
+  struct Candidate {
+    const char* name;
+    LimitKernels (*limits)();
+  };
+  const Candidate candidates[] = {
 #ifdef GRISTMILL_HAS_AMX_BF16
-      amx_bf16_limits,
+      {"amx_bf16", amx_bf16_limits},
 #endif
 #ifdef GRISTMILL_HAS_AVX512_VNNI
-      avx512_vnni_limits,
+      {"avx512_vnni", avx512_vnni_limits},
 #endif
 #ifdef GRISTMILL_HAS_AVX2
-      avx2_limits,
+      {"avx2", avx2_limits},
 #endif
-      scalar_limits,
+      {"scalar", scalar_limits},
   };
-  for (const auto table : tables) {
-    const LimitKernels limits = table();
-    if (name == limits.name) return limits;
-  }
+  for (const Candidate& c : candidates)
+    if (name == c.name) return c.limits();
   throw DeviceError("[limits] nothing measures what " + name + " can do");
 }
 

@@ -14,7 +14,6 @@ constexpr int64_t kMaxLimitIterations = int64_t(1) << 22;
 constexpr int kReadWays = 2;
 
 struct LimitKernels {
-  const char* name;
   // Ways to read every byte once; the exclusive or of all 64-bit words (the last one filled up with zeros).
   uint64_t (*read_bytes[kReadWays])(const std::byte* p, size_t n);
   // Independent multiply-adds with all factors one; the sum of the accumulators, which is the number of them.

@@ -73,7 +73,7 @@ class BenchResult:
     @property
     def gop_per_s(self) -> float:
         """1e9 operations of matrix products a second, at the mean speed."""
-        return self._per_second(self.work.int8_ops + self.work.float_ops)
+        return self._per_second(self.work.all_ops)
 
     @property
     def share_of_bandwidth(self) -> float:
@@ -83,15 +83,7 @@ class BenchResult:
     @property
     def share_of_peak(self) -> float:
         """The time that the operations take at peak, each kind at its own, over the time taken."""
-        limits = self.limits
-        quantized_gop_s, float_gop_s = limits.quantized_gop_s, limits.float_gop_s
-        if self.test.phase == "prefill":
-            if self.prefill_arithmetic == "bfloat16":
-                quantized_gop_s = limits.gop_s_of("bfloat16")
-            if self.prefill_arithmetic in ("bfloat16", "int16"):
-                float_gop_s = limits.gop_s_of(self.prefill_arithmetic)
-        quantized = self._per_second(self.work.int8_ops) / quantized_gop_s
-        return quantized + self._per_second(self.work.float_ops) / float_gop_s
+        return sum(self._per_second(n) / self.limits.gop_s_of(kind) for kind, n in self.work.ops.items())
 
     @property
     def bound(self) -> str:
@@ -135,7 +127,7 @@ class BenchResult:
             "samples": self.samples,
             "weight_bytes_per_token": work.weight_bytes / n,
             "kv_bytes_per_token": work.kv_bytes / n,
-            "operations_per_token": (work.int8_ops + work.float_ops) / n,
+            "operations_per_token": work.all_ops / n,
             "gb_per_s": self.gb_per_s,
             "gop_per_s": self.gop_per_s,
             "share_of_bandwidth": self.share_of_bandwidth,

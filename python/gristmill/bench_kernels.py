@@ -88,7 +88,8 @@ class KernelResult:
             "n_threads": self.limits.n_threads,
             "limit_read_gb_s": self.limits.read_gb_s,
             "limit_int8_gop_s": self.limits.int8_gop_s,
-            "limit_float_gop_s": self.limits.float_gop_s,
+            "limit_float32_gop_s": self.limits.float32_gop_s,
+            "limit_bfloat16_gop_s": self.limits.bfloat16_gop_s,
         }
 
 

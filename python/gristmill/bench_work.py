@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from gristmill import _core
 from gristmill.errors import ArgumentError
 from gristmill.gguf import TensorInfo
 from gristmill.info import KV_ELEMENT_BYTES
 from gristmill.model import Model
-from gristmill.quants import format_named
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,19 @@ class Work:
 
     ``weight_bytes``: matrices of the layers and of the output, once for each pass over them. Looking up
     embeddings, norms and biases are not counted. ``kv_bytes``: keys and values that decoding attends to.
-    Operations: two for each weight of a matrix and token, in quantized (``int8_ops``) and float matrices; the
-    output only for the tokens whose logits are wanted. Attention's own are not counted.
+    ``ops``: two operations for each weight of a matrix and token, by the arithmetic that the CPU multiplies them
+    in ("int8", "int16", "bfloat16" or "float32"); the output only for the tokens whose logits are wanted.
+    Attention's own are not counted.
     """
 
     weight_bytes: int
     kv_bytes: int
-    int8_ops: int
-    float_ops: int
+    ops: Mapping[str, int]
+
+    @property
+    def all_ops(self) -> int:
+        """Operations of every arithmetic."""
+        return sum(self.ops.values())
 
 
 def plan(
@@ -118,14 +124,16 @@ def work_of(model: Model, test: BenchTest) -> Work:
         kv_bytes = int(positions * kv_bytes_per_position(model))
     else:
         n_passes, n_outputs, kv_bytes = -(-test.n_tokens // model.engine.max_batch), 1, 0
-    ops = {"affine": 0, "float": 0}
-    for tensor in layers:
-        ops[format_named(tensor.type).kind] += 2 * tensor.n_elements * test.n_total
-    ops[format_named(output.type).kind] += 2 * output.n_elements * n_outputs
-    n_output_passes = test.n_tokens if test.phase == "decode" else 1
-    return Work(
-        n_passes * layer_bytes + n_output_passes * output.n_bytes, kv_bytes, ops["affine"], ops["float"]
+    mode = {("prefill", False): "prefill", ("prefill", True): "precise", ("decode", False): "decode"}.get(
+        (test.phase, model.precise), "precise_decode"
     )
+    ops: Counter[str] = Counter()
+    for tensor in layers:
+        ops[_core.arithmetic(model.isa, tensor.type_id, mode)] += 2 * tensor.n_elements * test.n_total
+    # The head is made by the kernels of decoding, precisely.
+    ops[_core.arithmetic(model.isa, output.type_id, "precise_decode")] += 2 * output.n_elements * n_outputs
+    n_output_passes = test.n_tokens if test.phase == "decode" else 1
+    return Work(n_passes * layer_bytes + n_output_passes * output.n_bytes, kv_bytes, dict(ops))
 
 
 def device_shares(model: Model) -> list[float]:

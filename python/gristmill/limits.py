@@ -22,9 +22,9 @@ class Limits:
 
     ``read_gb_s``: 1e9 bytes a second read from memory. ``int8_gop_s``: 1e9 operations a second of the
     instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``).
-    ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``, ``vpmaddwd``): the same for float
-    weights; the latter two are 0 where the processor has no such instruction. Where a set has tiles of
-    bfloat16, their products are counted there, and prompts have all weights multiplied by them.
+    ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``, ``vpmaddwd``): the same of what
+    multiplies other weights; the latter two are 0 where the processor has no such instruction. Where a set has
+    tiles of bfloat16, ``bfloat16_gop_s`` is of their products.
 
     Where layers are on GPUs, ``isa`` names all devices, and each number is what they reach one after the
     other, each with its part of the weights. A GPU counts its tensor products of halves (``tensor_gop_s``, 0
@@ -42,18 +42,8 @@ class Limits:
     copy_gb_s: float = 0.0
     tensor_gop_s: float = 0.0
 
-    @property
-    def quantized_gop_s(self) -> float:
-        """What products of quantized weights can reach."""
-        return self.tensor_gop_s or self.int8_gop_s
-
-    @property
-    def float_gop_s(self) -> float:
-        """What products of float weights can reach as floats: the faster of the two kinds."""
-        return self.tensor_gop_s or max(self.float32_gop_s, self.bfloat16_gop_s)
-
     def gop_s_of(self, arithmetic: str) -> float:
-        """What products can reach in an arithmetic that ``_core.arithmetic`` names."""
+        """What products can reach in an arithmetic that ``_core.arithmetic`` names; where a GPU is, its own."""
         rates = {
             "int8": self.int8_gop_s,
             "int16": self.int16_gop_s,
@@ -136,7 +126,7 @@ def one_after_the_other(parts: Sequence[tuple[float, Limits]], isa: str, n_threa
         rate(lambda limits: limits.bfloat16_gop_s),
         rate(lambda limits: limits.int16_gop_s),
         rate(lambda limits: limits.copy_gb_s),
-        rate(lambda limits: limits.quantized_gop_s)
+        rate(lambda limits: limits.gop_s_of("int8"))
         if any(limits.tensor_gop_s for _, limits in parts)
         else 0.0,
     )

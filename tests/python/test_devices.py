@@ -168,7 +168,7 @@ def test_limits_one_after_the_other() -> None:
     gpu = Limits("cuda:0", 1, 4000.0, 0.0, 0.0, 0.0, copy_gb_s=3800.0, tensor_gop_s=600e3)
     both = one_after_the_other([(0.5, cpu), (0.5, gpu)], "cpu + cuda:0", 8)
     assert both.read_gb_s == pytest.approx(1 / (0.5 / 50 + 0.5 / 4000))
-    assert both.quantized_gop_s == both.float_gop_s == pytest.approx(1 / (0.5 / 400 + 0.5 / 600e3))
+    assert both.gop_s_of("int8") == both.gop_s_of("float32") == pytest.approx(1 / (0.5 / 400 + 0.5 / 600e3))
     assert (both.isa, both.n_threads, both.copy_gb_s) == ("cpu + cuda:0", 8, 0.0)
     alone = one_after_the_other([(1.0, gpu)], "cuda:0 (H200)", 1)
     assert (alone.read_gb_s, alone.copy_gb_s, alone.tensor_gop_s) == pytest.approx((4000.0, 3800.0, 600e3))

@@ -16,9 +16,10 @@ using Planes = Bf16Tile[2];
 
 constexpr int kTileSteps = cpu::kTile / kStepK, kTileBlocks = cpu::kTile / kPositions;
 
-// Sixteen bits are more than halves and bytes have. Who keeps float32 wants float32.
+// Sixteen bits are more than halves and bytes have. Who keeps float32 wants float32. The last tokens of a prompt fill a
+// tile with zeros, so that no bit depends on where a prompt is cut.
 inline bool fits_tiles(const AttentionTask& t) {
-  return t.type_k != KvType::F32 && t.type_v != KvType::F32 && t.n_queries >= kTokens && t.head_dim_k % kStepK == 0 &&
+  return t.type_k != KvType::F32 && t.type_v != KvType::F32 && !t.is_decode && t.head_dim_k % kStepK == 0 &&
          t.head_dim_v % kPanelRows == 0;
 }
 

@@ -37,7 +37,6 @@ int64_t multiply_add_tiles(int64_t iterations) {
 
 LimitKernels amx_bf16_limits() {
   LimitKernels limits = avx512_vnni_limits();
-  limits.name = "amx_bf16";
   limits.multiply_add_bf16 = multiply_add_tiles;
   return limits;
 }

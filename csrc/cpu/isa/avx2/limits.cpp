@@ -70,12 +70,8 @@ int64_t multiply_add_int8(int64_t iterations) {
 }  // namespace
 
 LimitKernels avx2_limits() {
-  return {"avx2",
-          {read_bytes<Words, 1>, read_bytes<Words, 4>},
-          multiply_add_int8,
-          multiply_add_float,
-          nullptr,
-          multiply_add_int16};
+  return {
+      {read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8, multiply_add_float, nullptr, multiply_add_int16};
 }
 
 }  // namespace gristmill::cpu

@@ -55,8 +55,11 @@ GRISTMILL_PEAK_LOOP(multiply_add_bf16, GRISTMILL_ON_SUMS("vdpbf16ps"), "v", __m5
 
 LimitKernels avx512_vnni_limits() {
   const bool has_bf16 = __builtin_cpu_supports("avx512bf16");
-  return {"avx512_vnni",      {read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8,
-          multiply_add_float, has_bf16 ? multiply_add_bf16 : nullptr,       multiply_add_int16};
+  return {{read_bytes<Words, 1>, read_bytes<Words, 4>},
+          multiply_add_int8,
+          multiply_add_float,
+          has_bf16 ? multiply_add_bf16 : nullptr,
+          multiply_add_int16};
 }
 
 }  // namespace gristmill::cpu

@@ -58,8 +58,7 @@ int64_t multiply_add_float(int64_t iterations) {
 }  // namespace
 
 LimitKernels scalar_limits() {
-  return {"scalar", {read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8, multiply_add_float, nullptr,
-          nullptr};
+  return {{read_bytes<Words, 1>, read_bytes<Words, 4>}, multiply_add_int8, multiply_add_float, nullptr, nullptr};
 }
 
 }  // namespace gristmill::cpu
