@@ -51,9 +51,9 @@ class Work:
 
     ``weight_bytes``: matrices of the layers and of the output, once for each pass over them. Looking up
     embeddings, norms and biases are not counted. ``kv_bytes``: keys and values that decoding attends to.
-    ``ops``: two operations for each weight of a matrix and token, by the arithmetic that the CPU multiplies them
-    in ("int8", "int16", "bfloat16" or "float32"); the output only for the tokens whose logits are wanted.
-    Attention's own are not counted.
+    ``ops``: two operations for each weight of a matrix and token, by the arithmetic that the CPU multiplies
+    them in ("int8", "int16", "bfloat16" or "float32"); the output only for the tokens whose logits are
+    wanted. Attention's own are not counted.
     """
 
     weight_bytes: int

@@ -23,8 +23,8 @@ class Limits:
     ``read_gb_s``: 1e9 bytes a second read from memory. ``int8_gop_s``: 1e9 operations a second of the
     instruction that products of quantized weights are made of (``vpdpbusd``, ``vpmaddwd``).
     ``float32_gop_s``, ``bfloat16_gop_s`` and ``int16_gop_s`` (``vpdpwssd``, ``vpmaddwd``): the same of what
-    multiplies other weights; the latter two are 0 where the processor has no such instruction. Where a set has
-    tiles of bfloat16, ``bfloat16_gop_s`` is of their products.
+    multiplies other weights; the latter two are 0 where the processor has no such instruction. Where a set
+    has tiles of bfloat16, ``bfloat16_gop_s`` is of their products.
 
     Where layers are on GPUs, ``isa`` names all devices, and each number is what they reach one after the
     other, each with its part of the weights. A GPU counts its tensor products of halves (``tensor_gop_s``, 0
@@ -43,7 +43,7 @@ class Limits:
     tensor_gop_s: float = 0.0
 
     def gop_s_of(self, arithmetic: str) -> float:
-        """What products can reach in an arithmetic that ``_core.arithmetic`` names; where a GPU is, its own."""
+        """What products can reach in what ``_core.arithmetic`` names; where a GPU is, its own."""
         rates = {
             "int8": self.int8_gop_s,
             "int16": self.int16_gop_s,

@@ -168,7 +168,8 @@ def test_peak_loops_do_what_they_are_timed_for() -> None:
     expected["amx_bf16"] = {**expected["avx512_vnni"], "bfloat16": 4 * 16 * 16 * 32}  # four tiles of sums
     for isa, kind in itertools.product(_core.supported_isas(), KINDS):
         done = _core.multiply_adds(kind, 1000, isa)
-        assert done == expected[isa].get(kind, 0) * 1000 or (isa, kind, done) == ("avx512_vnni", "bfloat16", 0), (isa, kind)
+        lacks = (isa, kind) == ("avx512_vnni", "bfloat16") and done == 0  # a later addition to AVX-512
+        assert done == expected[isa].get(kind, 0) * 1000 or lacks, (isa, kind)
         most = 1 << 22
         assert _core.multiply_adds(kind, most, isa) == done // 1000 * most, (isa, kind)
 

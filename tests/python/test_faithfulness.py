@@ -19,6 +19,8 @@ from oracle.requantize import requantize
 # By the bits of activations. 15 bits and the f16 cache leave 6e-7 where 32 share a scale, 4e-6 where a row
 # does. 8 bits alone would leave 3e-3; with the outliers' upper bits they leave 6e-4.
 MEAN_KL = {8: 1e-3, 14: 1e-5, 15: 1e-5, 16: 1e-5, 32: 1e-5}
+# bfloat16 has 8 bits of each value itself, which leave 0.9e-4 to 1.2e-4.
+MEAN_KL_BFLOAT16 = 2.5e-4
 
 TEXT = Path(__file__).parent / "data" / "prose.txt"
 N_MIN = 765
@@ -81,7 +83,8 @@ def test_close_to_the_exact_model(
             f"top-1 agreement {top:.4f}, perplexity {perplexity(log_q, ids):.4f}, "
             f"{ratio:.5f} of the exact model's"
         )
-        assert kl.mean() < MEAN_KL[bits]
+        tiles = bits == 8 and _core.arithmetic(engine.isa, q4_1, "prefill") == "bfloat16"
+        assert kl[:-N_DECODED].mean() < (MEAN_KL_BFLOAT16 if tiles else MEAN_KL[bits])
         assert kl[-N_DECODED:].mean() < MEAN_KL[bits]
         assert abs(ratio - 1) < 0.005
 
@@ -97,5 +100,6 @@ def test_close_in_other_formats(smollm2_path: Path, ids: list[int], tmp_path: Pa
         kl = divergence(exact, log_softmax(forward_all(model.session(), ids))).mean()
         bits = model.prefill_bits
         print(f"{model.isa}, {name}, prefill {bits} bits: {len(ids)} positions, mean KL {kl:.1e}")
-        assert kl < MEAN_KL[bits]
+        tiles = bits == 8 and model.prefill_arithmetic == "bfloat16"
+        assert kl < (MEAN_KL_BFLOAT16 if tiles else MEAN_KL[bits])
     path.unlink()  # up to 260 MB

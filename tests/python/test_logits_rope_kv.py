@@ -87,6 +87,35 @@ def test_cache_type(engine: Engine, tiny_model: TinyModel, arch: str, type_k: st
             assert error < rms_error(Oracle(path).forward(IDS[:150]), reference) / 2
 
 
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize(
+    ("heads", "head_dim"),
+    [((4, 4), 32), ((4, 1), 96), ((6, 2), 128), ((16, 1), 32), ((2, 2), 160)],
+    ids=lambda value: "/".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)
+def test_cache_type_of_any_shape(
+    engine: Engine, tiny_model: TinyModel, heads: tuple[int, int], head_dim: int, cache_type: str
+) -> None:
+    """Sets may have kernels of their own for prompts; with 16 heads to one, 16 queries decode together."""
+    path = tiny_model(n_head=heads[0], n_head_kv=heads[1], head_dim=head_dim)
+    ids, cache = IDS[:77], {"cache_type_k": cache_type, "cache_type_v": cache_type}
+    reference = Oracle(path).forward(ids, (cache_type, cache_type))
+    for splits in (None, [70, *[1] * 7]):
+        error = rms_error(engine.logits(path, ids, splits, **cache), reference)
+        assert error < CACHE_BOUNDS[cache_type]
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+def test_cache_type_of_a_long_prompt(engine: Engine, tiny_model: TinyModel, cache_type: str) -> None:
+    """More positions than lie together in memory, in prefill and in decoding."""
+    path = tiny_model(n_layer=1, n_embd=64, n_head=2, n_head_kv=1, n_ff=64, n_ctx=2048)
+    ids = np.random.default_rng(8).integers(0, 320, 1103)
+    reference = Oracle(path).forward(ids, (cache_type, cache_type))
+    cache = {"cache_type_k": cache_type, "cache_type_v": cache_type}
+    for splits in (None, [700, 400, 1, 1, 1]):
+        assert rms_error(engine.logits(path, ids, splits, **cache), reference) < CACHE_BOUNDS[cache_type]
+
+
 def test_f16_is_the_default_cache(engine: Engine, tiny_model: TinyModel) -> None:
     path = tiny_model()
     named = engine.logits(path, IDS, cache_type_k="f16", cache_type_v="f16")

@@ -40,8 +40,8 @@ def test_same_call_same_bits(model: Any) -> None:
 
 @pytest.mark.parametrize("splits", [None, [45, 45], [89, 1], [1, 89], [17, 33, 2, 38]], ids=str)
 def test_any_split_of_a_prompt(engine: Engine, path: Path, splits: list[int] | None) -> None:
-    """Without parts of one token, the same bits. Kernels for one token and for many may differ in bits and order, so
-    there equal up to their bounds.
+    """Without parts of one token, the same bits. Kernels for one token and for many may differ in bits and
+    order, so with them equal up to their bounds.
 
     In an f16 cache keys and values that are off by 4e-5 fall on the other side of a rounding boundary one
     time in eight, and then are off by a whole step: three times their error, and of all logits twice.
