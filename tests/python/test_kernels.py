@@ -117,7 +117,7 @@ def test_error_is_that_of_rounding(fmt: quants.Format, isa: str, mode: str) -> N
 @each_isa
 @pytest.mark.parametrize("mode", ["prefill", "precise"])
 def test_many_tokens(fmt: quants.Format, isa: str, mode: str) -> None:
-    """Enough for kernels that unpack weights beside the products of the ones before, and more than stay near."""
+    """Enough to unpack weights beside the products of the ones before, and more than L2 holds."""
     for k in (1280, 2816) if fmt.block_size > 1 else (160, 1280):
         packed, weights = packed_rows(fmt, k, "gaussian")
         x = activations(200, k)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/generic/elementwise.h"
+#include "cpu/generic/next_weights.h"
 #include "cpu/isa/avx2/multiply.h"
 #include "cpu/isa/avx2/vec.h"
 
@@ -48,8 +49,10 @@ class PrefillBlock {
       for (int p = 0; p < n_panels; ++p)
         unpack_piece<Layout>(w, r + p * kPanelRows, int(std::min<int64_t>(kPanelRows, r1_ - r - p * kPanelRows)), 1, k0,
                              n_k, panels_[p]);
+      NextWeights<typename Layout::Format, kTrioRows, kPieceK> next(w, r0_, r1_, r, k0, tiles_);
       const auto all_tiles = [&]<int P>() {
         for (int64_t tile = 0; tile < tiles_; ++tile) {
+          next.ask();
           Sums& to = sums_[trio * tiles_ + tile];
           multiply_tile<Layout, Group, P>(panels_, x[tile].group, n_groups, to);
           if constexpr (std::is_same_v<Piece, BytePiece>) add_outliers<Layout>(panels_, P, x[tile], to);

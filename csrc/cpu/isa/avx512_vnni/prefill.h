@@ -2,6 +2,7 @@
 // activations and the sums of a block of rows in L2.
 #pragma once
 
+#include "cpu/generic/next_weights.h"
 #include "cpu/isa/avx512_vnni/multiply.h"
 #include "cpu/isa/avx512_vnni/words.h"
 
@@ -16,15 +17,18 @@ constexpr int64_t kBlockRows = 4 * kTrioRows;  // that share a pass over the act
 template <class Format, int kPlanes>
 struct AffineOperands {
   using Layout = PrefillLayout<Format>;
+  using Next = NextWeights<Format, kTrioRows, kPieceK>;
   using Panel = cpu::Panel;
   using Piece = TilePiece<kPlanes, kTileTokens>;
   static void unpack(const Weight& w, int64_t r, int n_rows, int64_t k0, int64_t n_k, Panel& panel) {
     unpack_piece<Layout>(w, r, n_rows, 1, k0, n_k, panel);
   }
   template <int P>
-  static void multiply(const Panel* panels, const Piece& piece, int n_groups, PanelSums<kTileTokens>* sums) {
+  static void multiply(const Panel* panels, const Piece& piece, int n_groups, PanelSums<kTileTokens>* sums,
+                       Next& next) {
     multiply_tile<Layout, kPlanes, P, kTileTokens>(panels, &piece, n_groups, sums, [&](int g) GRISTMILL_LAMBDA {
       if constexpr (P == 3) ask_for_sums(sums + P, g);
+      next.ask();
     });
     if constexpr (kPlanes == 1) add_outliers<Layout, kTileTokens>(panels, P, piece, sums);
   }
@@ -32,13 +36,16 @@ struct AffineOperands {
 
 template <class Format>
 struct WordOperands {
+  using Next = NextWeights<Format, kTrioRows, kPieceK>;
   using Panel = WordPanel;
   using Piece = WordPiece;
   static void unpack(const Weight& w, int64_t r, int n_rows, int64_t k0, int64_t n_k, Panel& panel) {
     unpack_blocks<WordLayout<Format>>(w, r, n_rows, 1, k0, n_k, panel);
   }
   template <int P>
-  static void multiply(const Panel* panels, const Piece& piece, int n_groups, PanelSums<kTileTokens>* sums) {
+  static void multiply(const Panel* panels, const Piece& piece, int n_groups, PanelSums<kTileTokens>* sums,
+                       Next& next) {
+    for (int g = 0; g < n_groups; ++g) next.ask();
     multiply_words<P>(panels, piece, n_groups, sums);
   }
 };
@@ -97,13 +104,15 @@ void prefill(const MatmulTask& task) {
         for (int p = 0; p < n_panels; ++p)
           Operands::unpack(w, r + p * kPanelRows, int(std::min(int64_t(kPanelRows), r1 - r - p * kPanelRows)), k0, n_k,
                            panels[p]);
+        const bool last_piece = k0 + kPieceK >= w.n_cols;
+        typename Operands::Next next(w, r0, r1, r, k0, tiles * n_groups);
         const auto all_tiles = [&]<int P>() {
           for (int64_t tile = 0; tile < tiles; ++tile) {
             Sums& to = sums[trio * tiles + tile];
             if (k0 == 0) clear(to);
-            if (k0 + kPieceK >= w.n_cols) ask_for_tile(task, tile, r);
-            Operands::template multiply<P>(panels, x[tile], n_groups, to);
-            if (k0 + kPieceK >= w.n_cols) store_tile(task, tile, r, r1, to);
+            if (last_piece) ask_for_tile(task, tile, r);
+            Operands::template multiply<P>(panels, x[tile], n_groups, to, next);
+            if (last_piece) store_tile(task, tile, r, r1, to);
           }
         };
         n_panels == 3   ? all_tiles.template operator()<3>()
