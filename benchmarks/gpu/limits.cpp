@@ -23,7 +23,7 @@ void measure_limits(Context& c) {
   c.limits.byte_ops = 1e3 * operations / ms;
   c.limits.gemm_flops = c.limits.half_flops;
   if (prefill_order(c.device) == HalfOrder::kPanels) {
-    ms = median_ms(c, 2, [&](int) { operations = multiply_wgmma(sink.get(), rounds, c.device, c.stream); });
+    ms = median_ms(c, 2, [&](int) { operations = multiply_wgmma(sink.get(), 16 * rounds, c.device, c.stream); });
     c.limits.gemm_flops = 1e3 * operations / ms;
     c.limits.gemm = "wgmma f16";
   }

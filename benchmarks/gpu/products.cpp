@@ -1,5 +1,8 @@
 // The kernels that read weights, in every format: beside the bandwidth of memory or the tensor peak, whichever binds.
+#include <map>
+#include <memory>
 #include <span>
+#include <utility>
 
 #include "bench.h"
 #include "cuda/elementwise.h"
@@ -65,9 +68,30 @@ struct Activations {
   }
 };
 
-void bench_decode(const Context& c, const formats::FormatInfo& format, const Shape& shape, const Matrices& matrices) {
+// Drawn once for all formats: the host takes longer to draw them than a GPU to multiply.
+class AllActivations {
+ public:
+  explicit AllActivations(const Context& c) : c_(c) {}
+  const Activations& of(int n, int64_t n_cols) {
+    auto& entry = made_[{n, n_cols}];
+    if (!entry) entry = std::make_unique<Activations>(c_, n, n_cols);
+    return *entry;
+  }
+
+ private:
+  const Context& c_;
+  std::map<std::pair<int, int64_t>, std::unique_ptr<Activations>> made_;
+};
+
+int64_t all_rows(const Shape& shape) {
   int64_t n_rows = 0;
   for (const int64_t rows : shape.n_rows) n_rows += rows;
+  return n_rows;
+}
+
+void bench_decode(const Context& c, const formats::FormatInfo& format, const Shape& shape, const Matrices& matrices,
+                  AllActivations& activations) {
+  const int64_t n_rows = all_rows(shape);
   constexpr int kMost = 32;
   const auto y = make_device<float>(size_t(kMost * n_rows));
   const auto partials = make_device<float>(size_t(decode_partials(c.device)));
@@ -75,7 +99,7 @@ void bench_decode(const Context& c, const formats::FormatInfo& format, const Sha
   const auto counters = make_device<unsigned>(n_counters);
   fill(counters.get(), 0, n_counters * sizeof(unsigned), c.stream);
   for (const int n : {1, 4, 8, kMost}) {
-    const Activations x(c, n, shape.n_cols);
+    const Activations& x = activations.of(n, shape.n_cols);
     const DecodeInput input{x.x.get(), x.forms.quantized};
     const double ms = graph_ms(c, rounds(c, int64_t(matrices.sets.size())), [&](int i) {
       decode_matmul(matrices.products(i, n, y.get()), input, n, {partials.get(), counters.get()}, {}, c.device, true,
@@ -92,11 +116,12 @@ void bench_decode(const Context& c, const formats::FormatInfo& format, const Sha
   }
 }
 
-void bench_prefill(const Context& c, const formats::FormatInfo& format, const Shape& shape, const Matrices& matrices) {
+void bench_prefill(const Context& c, const formats::FormatInfo& format, const Shape& shape, const Matrices& matrices,
+                   AllActivations& activations) {
   const int n = c.sizes.prefill;
-  const int64_t n_rows = shape.n_rows.front();
+  const int64_t n_rows = all_rows(shape), first_rows = shape.n_rows.front();
   const auto y = make_device<float>(size_t(n * n_rows));
-  const Activations x(c, n, shape.n_cols);
+  const Activations& x = activations.of(n, shape.n_cols);
   const auto scratch = make_device<uint16_t>(size_t(prefill_scratch(c.device, shape.n_cols)));
   const std::string name = std::string(format.name) + " " + shape.name;
   double ms = median_ms(c, 2, [&](int i) {
@@ -107,9 +132,9 @@ void bench_prefill(const Context& c, const formats::FormatInfo& format, const Sh
          c.limits.gemm);
   // The part of it that makes halves, as many rows at once as the scratch memory holds.
   const int64_t padded = padded_columns(shape.n_cols);
-  const int tiles =
-      int(std::min(prefill_scratch(c.device, shape.n_cols) / padded, (n_rows + kTileRows - 1) / kTileRows * kTileRows) /
-          kTileRows);
+  const int tiles = int(
+      std::min(prefill_scratch(c.device, shape.n_cols) / padded, (first_rows + kTileRows - 1) / kTileRows * kTileRows) /
+      kTileRows);
   ms = median_ms(c, c.sizes.inner, [&](int i) {
     dequantize_halves(matrices.sets[size_t(i) % matrices.sets.size()].front().matrix, 0, tiles, x.forms.halves.order,
                       scratch.get(), c.stream);
@@ -140,14 +165,15 @@ void bench_products(const Context& c) {
                                      {"gate and up", {s.n_ff, s.n_ff}, s.n_embd},
                                      {"down", {s.n_embd}, s.n_ff},
                                      {"head", {s.n_vocab}, s.n_embd}};
+  AllActivations activations(c);
   for (const formats::FormatInfo& format : std::span(formats::begin_formats(), formats::end_formats())) {
     if (!s.formats.empty() && std::ranges::find(s.formats, format.name) == s.formats.end()) continue;
     for (const Shape& shape : shapes) {
       const Matrices matrices(c, format, shape);
-      bench_decode(c, format, shape, matrices);
-      const bool one = shape.n_rows.size() == 1, head = shape.n_rows.front() == s.n_vocab;
-      if (one && !head) bench_prefill(c, format, shape, matrices);
-      if (one && !head && shape.n_cols == s.n_ff) bench_repack(c, format, shape, matrices.sets.front().front().matrix);
+      bench_decode(c, format, shape, matrices, activations);
+      const bool head = shape.n_rows.front() == s.n_vocab;
+      if (!head) bench_prefill(c, format, shape, matrices, activations);
+      if (!head && shape.n_cols == s.n_ff) bench_repack(c, format, shape, matrices.sets.front().front().matrix);
     }
   }
 }

@@ -111,6 +111,7 @@ KERNEL(kThreads, 1) gemm_wgmma(GRID_CONSTANT GemmWork work) {
       if (step > 0 && lane_id() == 0) barrier_arrive(p.empty + (step - 1) % kStages);
     }
     wait_products<0>();
+    settle_products(d);
     write_sums(work, d, token0 + warp * 16 + lane_id() / 4, row0);
   }
 }

@@ -79,6 +79,17 @@ DEVICE void multiply_64x256(float (&d)[128], uint64_t a, uint64_t b, bool add) {
 #endif
 }
 
+// Between the last wait and what reads d: the compiler sees no tie between the two and might move the reading ahead.
+DEVICE void settle_products(float (&d)[128]) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(""
+               : GRISTMILL_D16(0), GRISTMILL_D16(16), GRISTMILL_D16(32), GRISTMILL_D16(48), GRISTMILL_D16(64),
+                 GRISTMILL_D16(80), GRISTMILL_D16(96), GRISTMILL_D16(112));
+#else
+  static_cast<void>(d);
+#endif
+}
+
 #undef GRISTMILL_D16
 #undef GRISTMILL_D4
 
