@@ -265,6 +265,8 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
     }
     sync_block();
     join_row_tiles(work, stretch, first_row_tile);
+  } else {
+    wrong_code();
   }
 }
 

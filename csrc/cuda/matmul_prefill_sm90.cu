@@ -113,6 +113,8 @@ KERNEL(kThreads, 1) gemm_wgmma(GRID_CONSTANT GemmWork work) {
     wait_products<0>();
     settle_products(d);
     write_sums(work, d, token0 + warp * 16 + lane_id() / 4, row0);
+  } else {
+    wrong_code();
   }
 }
 

@@ -39,7 +39,7 @@ DEVICE void wait_copies() {
 }
 
 // Whether a kernel's variant that copies in bulk (or the one that does not) is the one for the code at hand; the body
-// of the other need not be compiled.
+// of the other need not be compiled, and stops the launch that chose it (wrong_code) rather than leave nothing written.
 template <bool kBulk>
 DEVICE constexpr bool is_for_this_code() {
 #if defined(__CUDA_ARCH__)
@@ -48,6 +48,8 @@ DEVICE constexpr bool is_for_this_code() {
   return true;
 #endif
 }
+
+DEVICE void wrong_code() { __trap(); }
 
 // sm_90: barriers that count the bytes of bulk copies. One thread initializes, fence_barrier_init() and a barrier of
 // the block follow before use.

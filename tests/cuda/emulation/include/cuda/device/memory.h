@@ -41,6 +41,10 @@ constexpr bool is_for_this_code() {
   return true;
 }
 
+inline void wrong_code(const Site& site = Site::current()) {
+  emulation::fail(site, "a kernel's variant for another GPU was launched");
+}
+
 inline void barrier_init(uint64_t* barrier, unsigned arrivals, const Site& site = Site::current()) {
   emulation::init_copy_barrier(barrier, arrivals, site);
 }
