@@ -182,6 +182,43 @@ KERNEL(32, 1) misaligned(const char* in, char* out) {
 KERNEL(32, 1) forgets_grid() {}
 KERNEL(32, 1) waits_for_grid() { grid_dependency_wait(); }
 
+KERNEL(32, 1) write_one(float* x) {
+  grid_dependency_wait();
+  x[threadIdx.x] = 1.0f;
+}
+
+enum class When { kBefore, kBeforeByCopy, kAfter };
+template <When when>
+KERNEL(32, 1)
+reads_what_was_written(const float* x, float* out) {
+  SMEM(float, s);
+  if (when == When::kBeforeByCopy && threadIdx.x < 8) copy_async16(s + 4 * threadIdx.x, x + 4 * threadIdx.x);
+  commit_copies();
+  float v = when == When::kBefore ? x[threadIdx.x] : 0.0f;
+  grid_dependency_wait();
+  wait_copies<0>();
+  sync_warp();
+  if (when == When::kBeforeByCopy) v = s[threadIdx.x];
+  out[threadIdx.x] = when == When::kAfter ? x[threadIdx.x] : v;
+}
+
+// What the last of three launches reads of what the first wrote.
+template <When when>
+float read_behind(bool synchronized) {
+  const auto x = make_device<float>(32), y = make_device<float>(32), out = make_device<float>(32);
+  fill(x.get(), 0, 32 * sizeof(float), nullptr);
+  LaunchConfig config = one_block(32, 128);
+  launch("write", write_one, config, x.get());
+  config.dependent = true;
+  launch("write", write_one, config, y.get());
+  if (synchronized) synchronize(Stream{});
+  launch("read", reads_what_was_written<when>, config, x.get(), out.get());
+  float v = 0.0f;
+  copy_to_host(&v, out.get(), sizeof(v), nullptr);
+  synchronize(Stream{});
+  return v;
+}
+
 KERNEL(32, 1) forgets_copies(const float* in) {
   SMEM(float, s);
   copy_async16(s, in);
@@ -313,6 +350,10 @@ void check_all() {
   dependent.dependent = true;
   launch("k", waits_for_grid, dependent);
   expect_death("without grid_dependency_wait", [&] { launch("k", forgets_grid, dependent); });
+  CHECK(read_behind<When::kAfter>(false) == 1.0f);
+  CHECK(read_behind<When::kBefore>(true) == 1.0f);
+  CHECK(read_behind<When::kBefore>(false) != 1.0f, "a read ahead of the wait shows nothing");
+  CHECK(read_behind<When::kBeforeByCopy>(false) != 1.0f, "a copy ahead of the wait shows nothing");
 #if defined(GRISTMILL_ASAN)
   expect_death("heap-buffer-overflow",
                [&] { launch("k", beyond_shared, one_block(32, 32 * sizeof(float)), out.data()); });

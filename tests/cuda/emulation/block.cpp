@@ -33,6 +33,8 @@ std::string state_of(const Thread& t) {
       return "waits for its block (barrier " + std::to_string(t.barrier) + ") at " + t.site.text();
     case State::kPoll:
       return std::string("waits for ") + t.what + " at " + t.site.text();
+    case State::kGrid:
+      return "waits for the kernel ahead";
     case State::kDone:
       return "has left the kernel";
   }
@@ -64,6 +66,19 @@ void run_thread() {
   std::abort();
 }
 
+// What waits for the kernel ahead goes on. Whether any did.
+bool end_kernel_ahead() {
+  show_changes();
+  bool any = false;
+  for (unsigned i = 0; i < block.n; ++i) {
+    Thread& t = *block.threads[i];
+    if (t.state != State::kGrid) continue;
+    t.state = State::kReady;
+    any = true;
+  }
+  return any;
+}
+
 void run_block(const std::vector<unsigned>& order_of_launch, bool dependent) {
   if (block.shared_bytes) std::memset(block.shared.get(), kPoison, block.shared_bytes);
   block.barriers.clear();
@@ -80,6 +95,7 @@ void run_block(const std::vector<unsigned>& order_of_launch, bool dependent) {
     t.fenced = false;
     t.fiber.start(run_thread);
   }
+  if (dependent) hide_changes();
   for (unsigned done = 0; done < block.n;) {
     std::shuffle(order.begin(), order.end(), random_bits);
     bool progress = false;
@@ -102,7 +118,8 @@ void run_block(const std::vector<unsigned>& order_of_launch, bool dependent) {
           fail(Site::current(), "left a dependent launch without grid_dependency_wait()");
       }
     }
-    if (!progress) fail_stuck();
+    // As late as can be.
+    if (!progress && !end_kernel_ahead()) fail_stuck();
   }
   for (const auto& [address, b] : block.barriers)
     if (!b.copies.empty()) fail(Site::current(), "the block ended before its bulk copies");
@@ -156,6 +173,7 @@ void run_grid(const char* name, Dim3 grid, Dim3 dims, size_t shared_bytes, bool 
   std::shuffle(blocks.begin(), blocks.end(), random_bits);
   std::vector<unsigned> order(block.n);
   std::iota(order.begin(), order.end(), 0u);
+  begin_launch(current_device(), dependent);
   for (const uint64_t b : blocks) {
     blockIdx = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / (uint64_t(grid.x) * grid.y))};
     run_block(order, dependent);
@@ -260,6 +278,9 @@ void wait_until(bool (*ready)(void*), void* argument, const char* what, const Si
   suspend(ready(argument) ? State::kReady : State::kPoll, site);
 }
 
-void grid_dependency_wait() { self().waited_for_grid = true; }
+void grid_dependency_wait() {
+  self().waited_for_grid = true;
+  if (changes_hidden()) suspend(State::kGrid, Site::current());
+}
 
 }  // namespace gristmill::cuda::emulation

@@ -78,6 +78,19 @@ void wait_products(unsigned groups_left, const Site& site);
 
 void grid_dependency_wait();
 
+// --- What a dependent launch must not read before it waits (in_flight.cpp).
+
+// What follows on the device starts when everything ahead has ended.
+void wait_for_everything(int device);
+// Notes what launches that may still run have changed.
+void begin_launch(int device, bool dependent);
+void hide_changes();
+void show_changes();
+bool changes_hidden();
+// In runtime.cpp: the blocks of a device's memory.
+void for_each_allocation(int device, const std::function<void(std::byte* begin, size_t bytes)>& f);
+int current_device();
+
 }  // namespace emulation
 }  // namespace gristmill::cuda
 

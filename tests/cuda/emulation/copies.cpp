@@ -7,8 +7,15 @@ namespace gristmill::cuda::emulation {
 namespace {
 
 void do_copy(const Copy& c) {
-  std::memcpy(c.to, c.from, c.bytes_from_memory);
+  std::memcpy(c.to, c.early.empty() ? c.from : c.early.data(), c.bytes_from_memory);
   std::memset(static_cast<std::byte*>(c.to) + c.bytes_from_memory, 0, c.bytes - c.bytes_from_memory);
+}
+
+Copy make_copy(void* to, const void* from, unsigned bytes, unsigned bytes_from_memory) {
+  Copy c{to, from, bytes, bytes_from_memory};
+  const auto* begin = static_cast<const std::byte*>(from);
+  if (changes_hidden()) c.early.assign(begin, begin + bytes_from_memory);
+  return c;
 }
 
 CopyBarrier& barrier_at(uint64_t* barrier, const Site& site) {
@@ -24,7 +31,7 @@ void queue_copy(void* to, const void* from, unsigned bytes, unsigned bytes_from_
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
     fail(site, "an asynchronous copy of %u bytes between addresses that are not aligned to it", bytes);
   std::memset(to, kPoison, bytes);
-  self().open.push_back({to, from, bytes, bytes_from_memory});
+  self().open.push_back(make_copy(to, from, bytes, bytes_from_memory));
 }
 
 void commit_copies() {
@@ -59,7 +66,7 @@ void queue_bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barri
   if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
     fail(site, "a bulk copy whose size (%u) or addresses are no multiples of 16", bytes);
   std::memset(to, kPoison, bytes);
-  barrier_at(barrier, site).copies.push_back({to, from, bytes, bytes});
+  barrier_at(barrier, site).copies.push_back(make_copy(to, from, bytes, bytes));
 }
 
 void wait_copy_barrier(uint64_t* barrier, unsigned parity, const Site& site) {

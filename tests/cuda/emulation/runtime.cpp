@@ -78,6 +78,11 @@ std::string at_device(const char* call, const Place& place) {
 }  // namespace
 
 namespace emulation {
+int current_device() { return current; }
+void for_each_allocation(int device, const std::function<void(std::byte*, size_t)>& f) {
+  for (const auto& [p, block] : blocks())
+    if (block.device == device) f(static_cast<std::byte*>(p), block.bytes);
+}
 DeviceTraits& device_traits(int index) { return devices.at(size_t(index)); }
 void set_device_count(int n) { devices.resize(size_t(n)); }
 void check_stream(Stream stream, const Place& place) {
@@ -156,13 +161,17 @@ void destroy_stream(Stream stream) noexcept {
   give_back(*stream, stream->n_copies);
   delete stream;
 }
-void synchronize(Stream stream, Place) { give_back(handle_of(stream), handle_of(stream).n_copies); }
+void synchronize(Stream stream, Place) {
+  give_back(handle_of(stream), handle_of(stream).n_copies);
+  emulation::wait_for_everything(current);
+}
 
 // The back end captures launches only.
 static void copy(void* to, const void* from, size_t bytes, Stream stream, const Place& place) {
   emulation::check_stream(stream, place);
   if (emulation::recording()) emulation::fail(place, "a copy inside of a capture");
   std::memcpy(to, from, bytes);
+  emulation::wait_for_everything(current);
 }
 void copy_to_device(void* to, const void* host, size_t bytes, Stream stream, Place place) {
   copy(to, host, bytes, stream, place);
@@ -179,6 +188,7 @@ void fill(void* p, int byte, size_t bytes, Stream stream, Place place) {
   emulation::check_stream(stream, place);
   if (emulation::recording()) emulation::fail(place, "a fill inside of a capture");
   std::memset(p, byte, bytes);
+  emulation::wait_for_everything(current);
 }
 
 Event make_event(Place) { return new EventHandle; }

@@ -22,6 +22,8 @@ struct Copy {
   void* to;
   const void* from;
   unsigned bytes, bytes_from_memory;
+  // What there was when the copy was issued, ahead of the wait for the kernel before: it may read at once.
+  std::vector<std::byte> early = {};
 };
 
 struct CopyBarrier {
@@ -44,7 +46,7 @@ struct Product {
   bool add;
 };
 
-enum class State { kReady, kWarp, kBlock, kPoll, kDone };
+enum class State { kReady, kWarp, kBlock, kPoll, kGrid, kDone };
 
 struct Thread {
   Fiber fiber;
