@@ -15,29 +15,29 @@
 #include "cuda/attention_plain.h"
 #include "cuda/attention_tile.h"
 #include "cuda/convert.h"
+#include "cuda/divisor.h"
 
 namespace gristmill::cuda {
 namespace {
 
 constexpr int kMostWarps = 8, kStages = 3, kHeads = 8;
 
-// How a row of `length` positions is split among blocks: `chunk` positions each, the last the rest.
+// How a row is split among blocks: as many positions each, a multiple of `step`, the last the rest.
 struct Splits {
-  int count, chunk;
+  int step;     // warps of a block * kTilePositions
+  int largest;  // positions of all splits together with `step` each
+  Divisor by_largest;
+
+  DEVICE int chunk(int length) const { return by_largest.quotient(length + largest - 1) * step; }
 };
-HOST_DEVICE Splits split_row(int length, int most, int warps) {
-  const int step = warps * kTilePositions;
-  const int per_split = (length + most - 1) / most;
-  const int chunk = (per_split + step - 1) / step * step;
-  return {(length + chunk - 1) / chunk, chunk};
-}
 
 struct Shape {
-  int n_head, n_head_kv, groups;  // groups of query heads of a KV head
-  int64_t layer_at, head_bytes;   // in a cache
+  int n_head, n_head_kv, heads_of_kv;
+  int groups;  // of query heads of a KV head
+  Divisor by_groups;
+  Splits splits;
+  int64_t layer_at, head_bytes;  // in a cache
   int64_t k_scales_at, v_at, v_scales_at;
-
-  HOST_DEVICE int heads_of_kv() const { return n_head / n_head_kv; }
 };
 
 // What a block leaves for the last one: sums of kHeads x D, then maximum and sum of weights of each head.
@@ -131,7 +131,7 @@ DEVICE float4 combine(int n, float most, const Maximum& maximum, const Load& loa
 template <int D>
 DEVICE void combine_splits(float* partials, const Shape& shape, int splits, int most_splits, float* shared,
                            const Output& out, int64_t row, int head0) {
-  const int heads = shape.heads_of_kv(), warps = int(blockDim.x) / kWarp;
+  const int heads = shape.heads_of_kv, warps = int(blockDim.x) / kWarp;
   const auto partial = [&](int head, int split) {
     return Partial<D>{partials + (int64_t(head / kHeads) * most_splits + split) * Partial<D>::kFloats};
   };
@@ -171,19 +171,20 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
   using Tile = KvTile<type, D>;
   SMEM(std::byte, shared);
   const int warps = int(blockDim.x) / kWarp, warp = warp_id(), g = lane_id() / 4, t = lane_id() % 4;
-  const int kv_head = int(blockIdx.x) / shape.groups, group = int(blockIdx.x) % shape.groups;
+  const int kv_head = shape.by_groups.quotient(int(blockIdx.x)), group = int(blockIdx.x) - kv_head * shape.groups;
   const int split = int(blockIdx.z), most_splits = int(gridDim.z);
   const int64_t row = blockIdx.y;
-  const int head0 = kv_head * shape.heads_of_kv() + group * kHeads;
-  const int heads = shape.heads_of_kv() - group * kHeads < kHeads ? shape.heads_of_kv() - group * kHeads : kHeads;
+  const int head0 = kv_head * shape.heads_of_kv + group * kHeads;
+  const int heads = shape.heads_of_kv - group * kHeads < kHeads ? shape.heads_of_kv - group * kHeads : kHeads;
   grid_dependency_launch();
-  grid_dependency_wait();
 
-  const int length = batch.positions[row] + 1;
-  const Splits splits = split_row(length, most_splits, warps);
-  const int begin = split * splits.chunk, end = begin + splits.chunk < length ? begin + splits.chunk : length;
-  if (split >= splits.count) return;
-  const std::byte* keys = batch.caches[batch.sequences[row]] + shape.layer_at + kv_head * shape.head_bytes;
+  // Ahead of the wait: what the host brought before the pass began, and positions below the last. The kernels that may
+  // still run are of this pass, a copy lies before it, and in decoding each of its rows has a sequence of its own
+  // (Engine::decode): of this row's cache they write its last position only. Past L1, which only the wait makes fresh.
+  const int length = load_coherent(batch.positions + row) + 1, chunk = shape.splits.chunk(length);
+  const int begin = split * chunk, end = begin + chunk < length ? begin + chunk : length;
+  const std::byte* keys = load_coherent(batch.caches + load_coherent(batch.sequences + row)) + shape.layer_at +
+                          kv_head * shape.head_bytes;
   const HeadPlanes planes{keys, keys + shape.k_scales_at, keys + shape.v_at, keys + shape.v_scales_at};
 
   // Copies first: they take longest.
@@ -193,8 +194,20 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
     if (first < end) Tile::copy(stages + i % kStages * Tile::kBytes, planes, first, end);
     commit_copies();
   };
+  // Tiles are issued in order: behind one that is not early there is none.
+  const auto is_early = [&](int i) {
+    const int first = begin + (i * warps + warp) * kTilePositions;
+    return first < end && (end < length || first + kTilePositions < length);
+  };
   UNROLL
-  for (int i = 0; i < kStages - 1; ++i) issue(i);
+  for (int i = 0; i < kStages - 1; ++i)
+    if (is_early(i)) issue(i);
+  grid_dependency_wait();
+  if (begin >= length) return;
+  UNROLL
+  for (int i = 0; i < kStages - 1; ++i)
+    if (!is_early(i)) issue(i);
+  const int n_splits = (length + chunk - 1) / chunk;
   uint32_t queries[D / 16][4];
   factor *= load_queries<D>(q + (row * shape.n_head + head0) * D, heads, queries);
 
@@ -269,7 +282,7 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
     const float4 v = combine(warps, block_most, maximum, [&](int w) {
       return *reinterpret_cast<const float4*>(warp_sums + (w * heads + head) * Sums::kRow + Sums::at(at));
     });
-    if (splits.count == 1) {
+    if (n_splits == 1) {
       out.store(row, int64_t(shape.n_head) * D, head0 * (D / 4) + i, {v.x / sum, v.y / sum, v.z / sum, v.w / sum});
     } else {
       *reinterpret_cast<float4*>(partial.out(head) + at) = v;
@@ -279,12 +292,12 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
       }
     }
   }
-  if (splits.count == 1) return;
+  if (n_splits == 1) return;
 
   sync_block();  // thread 0 speaks for all
   if (threadIdx.x == 0) {
     unsigned* const counter = counters + row * shape.n_head_kv + kv_head;
-    const unsigned others = unsigned(splits.count * shape.groups) - 1;
+    const unsigned others = unsigned(n_splits * shape.groups) - 1;
     *is_last = add_release(counter, 1u) == others;
     if (*is_last) {
       fence_acquire();
@@ -294,7 +307,7 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
   sync_block();
   if (!*is_last) return;
   sync_block();  // the weights may overwrite `is_last`
-  combine_splits<D>(partials, shape, splits.count, most_splits, warp_sums, out, row, kv_head * shape.heads_of_kv());
+  combine_splits<D>(partials, shape, n_splits, most_splits, warp_sums, out, row, kv_head * shape.heads_of_kv);
 }
 
 // How the fast kernel runs on a device; warps is 0 where it does not take the layout.
@@ -361,9 +374,13 @@ void decode_attention(const DeviceBatch& batch, const KvLayout& layout, int laye
     const Plan plan = make_plan<type, D>(layout, n_head, device);
     if (plan.warps == 0) return;
     const int64_t v_at = layout.k_values() + layout.k_scales();
+    const int step = plan.warps * kTilePositions, largest = plan.most_splits * step;
     const Shape shape{n_head,
                       layout.n_head_kv,
+                      n_head / layout.n_head_kv,
                       plan.groups,
+                      make_divisor(plan.groups),
+                      {step, largest, make_divisor(largest)},
                       layout.head_offset(layer, 0),
                       layout.head_bytes(),
                       layout.k_values(),

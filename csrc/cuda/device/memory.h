@@ -1,6 +1,7 @@
 // Loads with hints, asynchronous copies to shared memory, fences, atomics, and the wait for the kernel ahead.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/device/launch.h"
@@ -111,6 +112,10 @@ DEVICE void fence_proxy_async() {
 // Past L1: what other blocks wrote and announced.
 DEVICE float load_coherent(const float* p) { return __ldcg(p); }
 DEVICE float4 load_coherent(const float4* p) { return __ldcg(p); }
+DEVICE int32_t load_coherent(const int32_t* p) { return __ldcg(p); }
+DEVICE std::byte* load_coherent(std::byte* const* p) {
+  return reinterpret_cast<std::byte*>(__ldcg(reinterpret_cast<const unsigned long long*>(p)));
+}
 DEVICE unsigned atomic_add(unsigned* p, unsigned v) { return atomicAdd(p, v); }
 // As atomic_add; what this thread wrote, or others before they met it at a barrier, is visible to the thread that finds
 // this added and then acquires.
