@@ -40,13 +40,14 @@ struct Shape {
   int64_t k_scales_at, v_at, v_scales_at;
 };
 
-// What a block leaves for the last one: sums of kHeads x D, then maximum and sum of weights of each head.
-template <int D>
+// What a block leaves for the last one: sums of kHeads x D, then maximum and sum of weights of each head. Float: float
+// or const float.
+template <int D, class Float = float>
 struct Partial {
   static constexpr int kFloats = kHeads * D + 2 * kHeads;
-  float* at;
-  DEVICE float* out(int head) const { return at + head * D; }
-  DEVICE float* maximum(int head) const { return at + kHeads * D + 2 * head; }
+  Float* at;
+  DEVICE Float* out(int head) const { return at + head * D; }
+  DEVICE Float* maximum(int head) const { return at + kHeads * D + 2 * head; }
 };
 
 // A warp's sums for one head in shared memory. Lane 4 g + t stores 16 bytes of head g at value_column(j, 2 t or 2 t +
@@ -126,41 +127,48 @@ DEVICE float4 combine(int n, float most, const Maximum& maximum, const Load& loa
   return sum;
 }
 
-// By the last block of a row and KV head: its splits' partials, for all its heads. shared: a float for each head
-// and split.
+// By the last block of a row and KV head: its splits' partials, for all its heads. Everything that a thread needs is
+// loaded at once, the maxima and sums of weights by each for itself: a trip to L2 is longer than all that is done here.
 template <int D>
-DEVICE void combine_splits(float* partials, const Shape& shape, int splits, int most_splits, float* shared,
-                           const Output& out, int64_t row, int head0) {
-  const int heads = shape.heads_of_kv, warps = int(blockDim.x) / kWarp;
-  const auto partial = [&](int head, int split) {
-    return Partial<D>{partials + (int64_t(head / kHeads) * most_splits + split) * Partial<D>::kFloats};
-  };
-  float* weights = shared;  // [heads][splits], times 1 / the sum of weights
-  for (int head = warp_id(); head < heads; head += warps) {
-    float most = minus_infinity(), total = 0.0f;
-    for (int s = lane_id(); s < splits; s += kWarp) most = fmaxf(most, *partial(head, s).maximum(head % kHeads));
-    most = warp_max(most);
-    for (int s = lane_id(); s < splits; s += kWarp) {
-      const float* m = partial(head, s).maximum(head % kHeads);
-      const float weight = exp2_fast(m[0] - most);
-      weights[head * splits + s] = weight;
-      total = fmaf(m[1], weight, total);
-    }
-    total = warp_sum(total);
-    sync_warp();
-    for (int s = lane_id(); s < splits; s += kWarp) weights[head * splits + s] /= total;
-  }
-  sync_block();
+DEVICE void combine_splits(const float* partials, const Shape& shape, int splits, int most_splits, const Output& out,
+                           int64_t row, int head0) {
+  constexpr int kAtOnce = 16;  // on an H200 all, of a model with 8 KV heads
+  const int heads = shape.heads_of_kv;
   for (int i = int(threadIdx.x); i < heads * (D / 4); i += int(blockDim.x)) {
     const int head = i / (D / 4), at = i % (D / 4) * 4;
+    const float* const first = partials + int64_t(head / kHeads) * most_splits * Partial<D>::kFloats;
+    float most = minus_infinity(), total = 0.0f;
     float4 sum{0, 0, 0, 0};
-    UNROLL_8
-    for (int s = 0; s < splits; ++s) {
-      const float weight = weights[head * splits + s];
-      const float4 v = *reinterpret_cast<const float4*>(partial(head, s).out(head % kHeads) + at);
-      sum = {fmaf(v.x, weight, sum.x), fmaf(v.y, weight, sum.y), fmaf(v.z, weight, sum.z), fmaf(v.w, weight, sum.w)};
+    for (int begin = 0; begin < splits; begin += kAtOnce) {
+      float2 weights[kAtOnce];  // maximum, sum of weights
+      float4 values[kAtOnce];
+      UNROLL
+      for (int s = 0; s < kAtOnce; ++s) {
+        weights[s] = {minus_infinity(), 0.0f};
+        values[s] = {0, 0, 0, 0};
+        if (begin + s >= splits) continue;
+        const Partial<D, const float> partial{first + int64_t(begin + s) * Partial<D>::kFloats};
+        weights[s] = load_coherent(reinterpret_cast<const float2*>(partial.maximum(head % kHeads)));
+        values[s] = load_coherent(reinterpret_cast<const float4*>(partial.out(head % kHeads) + at));
+      }
+      float now = most;
+      UNROLL
+      for (int s = 0; s < kAtOnce; ++s) now = fmaxf(now, weights[s].x);
+      const float keep = begin == 0 ? 0.0f : exp2_fast(most - now);
+      total *= keep;
+      sum = {sum.x * keep, sum.y * keep, sum.z * keep, sum.w * keep};
+      most = now;
+      UNROLL
+      for (int s = 0; s < kAtOnce; ++s) {
+        if (begin + s >= splits) continue;
+        const float weight = exp2_fast(weights[s].x - most);
+        const float4 v = values[s];
+        total = fmaf(weights[s].y, weight, total);
+        sum = {fmaf(v.x, weight, sum.x), fmaf(v.y, weight, sum.y), fmaf(v.z, weight, sum.z), fmaf(v.w, weight, sum.w)};
+      }
     }
-    out.store(row, int64_t(shape.n_head) * D, head0 * (D / 4) + i, sum);
+    out.store(row, int64_t(shape.n_head) * D, head0 * (D / 4) + i,
+              {sum.x / total, sum.y / total, sum.z / total, sum.w / total});
   }
 }
 
@@ -183,8 +191,8 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
   // (Engine::decode): of this row's cache they write its last position only. Past L1, which only the wait makes fresh.
   const int length = load_coherent(batch.positions + row) + 1, chunk = shape.splits.chunk(length);
   const int begin = split * chunk, end = begin + chunk < length ? begin + chunk : length;
-  const std::byte* keys = load_coherent(batch.caches + load_coherent(batch.sequences + row)) + shape.layer_at +
-                          kv_head * shape.head_bytes;
+  const std::byte* keys =
+      load_coherent(batch.caches + load_coherent(batch.sequences + row)) + shape.layer_at + kv_head * shape.head_bytes;
   const HeadPlanes planes{keys, keys + shape.k_scales_at, keys + shape.v_at, keys + shape.v_scales_at};
 
   // Copies first: they take longest.
@@ -305,9 +313,7 @@ decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out,
     }
   }
   sync_block();
-  if (!*is_last) return;
-  sync_block();  // the weights may overwrite `is_last`
-  combine_splits<D>(partials, shape, n_splits, most_splits, warp_sums, out, row, kv_head * shape.heads_of_kv);
+  if (*is_last) combine_splits<D>(partials, shape, n_splits, most_splits, out, row, kv_head * shape.heads_of_kv);
 }
 
 // How the fast kernel runs on a device; warps is 0 where it does not take the layout.
@@ -325,7 +331,7 @@ Plan make_plan(const KvLayout& layout, int n_head, const DeviceInfo& device) {
   for (plan.warps = kMostWarps; plan.warps > 0; plan.warps /= 2) {
     const size_t copies = size_t(plan.warps) * kStages * KvTile<type, D>::kBytes;
     const size_t sums = size_t(plan.warps) * kHeads * (WarpSums<type, D>::kRow + 2) * 4 + 16;
-    plan.shared_bytes = std::max({copies, sums, size_t(heads_of_kv) * size_t(plan.most_splits) * 4});
+    plan.shared_bytes = std::max(copies, sums);
     if (int64_t(plan.shared_bytes) <= device.shared_bytes_per_block) return plan;
   }
   return plan;

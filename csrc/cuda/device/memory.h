@@ -111,6 +111,7 @@ DEVICE void fence_proxy_async() {
 
 // Past L1: what other blocks wrote and announced.
 DEVICE float load_coherent(const float* p) { return __ldcg(p); }
+DEVICE float2 load_coherent(const float2* p) { return __ldcg(p); }
 DEVICE float4 load_coherent(const float4* p) { return __ldcg(p); }
 DEVICE int32_t load_coherent(const int32_t* p) { return __ldcg(p); }
 DEVICE std::byte* load_coherent(std::byte* const* p) {
