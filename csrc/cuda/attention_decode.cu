@@ -20,7 +20,11 @@
 namespace gristmill::cuda {
 namespace {
 
-constexpr int kMostWarps = 8, kStages = 3, kHeads = 8;
+constexpr int kStages = 3, kHeads = 8;
+// Of a block. More have fewer registers, and of F16 no room for their stages; Q8_0 has half the bytes and twice the
+// instructions for each of them, and waits for its own results more than for memory.
+template <KvType type>
+constexpr int kMostWarps = type == KvType::Q8_0 ? 12 : 8;
 
 // How a row is split among blocks: as many positions each, a multiple of `step`, the last the rest.
 struct Splits {
@@ -174,7 +178,7 @@ DEVICE void combine_splits(const float* partials, const Shape& shape, int splits
 
 // factor is that of the scores times log2(e).
 template <KvType type, int D>
-KERNEL(kMostWarps* kWarp, 1)
+KERNEL(kMostWarps<type>* kWarp, 1)
 decode(DeviceBatch batch, Shape shape, const float* q, float factor, Output out, float* workspace, unsigned* counters) {
   using Tile = KvTile<type, D>;
   SMEM(std::byte, shared);
@@ -328,7 +332,7 @@ Plan make_plan(const KvLayout& layout, int n_head, const DeviceInfo& device) {
   Plan plan;
   plan.groups = (heads_of_kv + kHeads - 1) / kHeads;
   plan.most_splits = std::max(1, device.multiprocessors / (layout.n_head_kv * plan.groups));
-  for (plan.warps = kMostWarps; plan.warps > 0; plan.warps /= 2) {
+  for (plan.warps = kMostWarps<type>; plan.warps > 0; plan.warps /= 2) {
     const size_t copies = size_t(plan.warps) * kStages * KvTile<type, D>::kBytes;
     const size_t sums = size_t(plan.warps) * kHeads * (WarpSums<type, D>::kRow + 2) * 4 + 16;
     plan.shared_bytes = std::max(copies, sums);
