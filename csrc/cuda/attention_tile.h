@@ -56,6 +56,7 @@ struct KvTile<KvType::F16, D> {
 
   // Positions first to first + 15; those from `end` on become zeros.
   static DEVICE void copy(std::byte* stage, const HeadPlanes& planes, int first, int end) {
+    const L2Policy policy = first_to_go();
     const int g = lane_id() / 4, t = lane_id() % 4;
     UNROLL
     for (int b = 0; b < 2; ++b) {
@@ -63,7 +64,8 @@ struct KvTile<KvType::F16, D> {
       const std::byte* row = planes.k + (int64_t(position) * D + 8 * t) * 2;
       UNROLL
       for (int c = 0; c < D / 32; ++c)
-        copy_async16(const_cast<std::byte*>(mine(stage, b * (D / 32) + c)), row + 64 * c, position < end ? 16 : 0);
+        copy_async16(const_cast<std::byte*>(mine(stage, b * (D / 32) + c)), row + 64 * c, position < end ? 16 : 0,
+                     policy);
     }
     UNROLL
     for (int r = 0; r < 4; ++r) {
@@ -71,8 +73,8 @@ struct KvTile<KvType::F16, D> {
       const std::byte* row = planes.v + (int64_t(position) * D + 8 * g) * 2;
       UNROLL
       for (int h = 0; h < D / 64; ++h)
-        copy_async16(const_cast<std::byte*>(mine(stage + kValuesAt, h * 4 + r)), row + 128 * h,
-                     position < end ? 16 : 0);
+        copy_async16(const_cast<std::byte*>(mine(stage + kValuesAt, h * 4 + r)), row + 128 * h, position < end ? 16 : 0,
+                     policy);
     }
   }
 
@@ -129,13 +131,14 @@ struct KvTile<KvType::Q8_0, D> {
   static DEVICE int value_block(int row, int group) { return group ^ (row / 2 & (kGroups - 1)); }
 
   static DEVICE void copy(std::byte* stage, const HeadPlanes& planes, int first, int end) {
+    const L2Policy policy = first_to_go();
     UNROLL
     for (int i = 0; i < kTilePositions * D / 16 / kWarp; ++i) {
       const int chunk = i * kWarp + lane_id(), row = chunk / (D / 16), in_row = chunk % (D / 16);
       const int64_t from = (int64_t(first) + row) * D + in_row * 16;
       const int n = first + row < end ? 16 : 0, half = in_row % 2 * 16;
-      copy_async16(stage + row * D + key_block(row, in_row / 2) * 32 + half, planes.k + from, n);
-      copy_async16(stage + kValuesAt + row * D + value_block(row, in_row / 2) * 32 + half, planes.v + from, n);
+      copy_async16(stage + row * D + key_block(row, in_row / 2) * 32 + half, planes.k + from, n, policy);
+      copy_async16(stage + kValuesAt + row * D + value_block(row, in_row / 2) * 32 + half, planes.v + from, n, policy);
     }
     constexpr int kChunks = kTilePositions * kRowScales / 16;
     if (lane_id() < 2 * kChunks) {
@@ -146,7 +149,8 @@ struct KvTile<KvType::Q8_0, D> {
                    from + int64_t(position) * kRowScales,
                    left < 0    ? 0
                    : left > 16 ? 16
-                               : left);
+                               : left,
+                   policy);
     }
   }
 

@@ -103,10 +103,10 @@ class TileStream {
       if constexpr (kBulk) {
         if (lane_id() == 0) {
           barrier_arrive_expect(full_ + stage_, kBytes);
-          copy_bulk(to, next_, kBytes, full_ + stage_);
+          copy_bulk(to, next_, kBytes, full_ + stage_, first_to_go());
         }
       } else {
-        for (int i = lane_id() * 16; i < kBytes; i += kWarp * 16) copy_async16(to + i, next_ + i);
+        for (int i = lane_id() * 16; i < kBytes; i += kWarp * 16) copy_async16(to + i, next_ + i, 16, first_to_go());
       }
       next_ += kBytes;
       if (--in_row_ == 0 && left_ > 0) {

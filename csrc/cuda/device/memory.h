@@ -32,6 +32,19 @@ DEVICE void copy_async16(void* to, const void* from) {
 DEVICE void copy_async16(void* to, const void* from, int n) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(n) : "memory");
 }
+// How long L2 keeps what is copied. Weights and caches are read once a pass and are more than L2 holds: with
+// first_to_go() they replace each other there, and not activations, biases and partial sums.
+using L2Policy = uint64_t;
+DEVICE L2Policy first_to_go() {
+  L2Policy policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+DEVICE void copy_async16(void* to, const void* from, int n, L2Policy policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(to)), "l"(from),
+               "r"(n), "l"(policy)
+               : "memory");
+}
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last kLeft groups of this thread are there. Other threads see them after a barrier.
 template <int kLeft>
@@ -98,6 +111,17 @@ DEVICE void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* barr
                    shared_address(to)),
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
+#else
+  __trap();
+#endif
+}
+DEVICE void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* barrier, L2Policy policy) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
 #else
   __trap();
 #endif

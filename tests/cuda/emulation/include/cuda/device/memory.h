@@ -30,6 +30,11 @@ inline void copy_async16(void* to, const void* from, int n, const Site& site = S
   if (n < 0 || n > 16) emulation::fail(site, "%d bytes of 16", n);
   emulation::queue_copy(to, from, 16, unsigned(n), site);
 }
+struct L2Policy {};
+inline L2Policy first_to_go() { return {}; }
+inline void copy_async16(void* to, const void* from, int n, L2Policy, const Site& site = Site::current()) {
+  copy_async16(to, from, n, site);
+}
 inline void commit_copies() { emulation::commit_copies(); }
 template <int kLeft>
 void wait_copies(const Site& site = Site::current()) {
@@ -61,6 +66,10 @@ inline void barrier_wait(uint64_t* barrier, unsigned parity, const Site& site = 
 inline void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* barrier,
                       const Site& site = Site::current()) {
   emulation::queue_bulk_copy(to, from, bytes, barrier, site);
+}
+inline void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* barrier, L2Policy,
+                      const Site& site = Site::current()) {
+  copy_bulk(to, from, bytes, barrier, site);
 }
 inline void fence_proxy_async() {}
 
