@@ -106,23 +106,74 @@ DEVICE void finish_gate(const DecodeWork& work, int group) {
   }
 }
 
+// The group that a row tile belongs to.
+struct RowGroup {
+  int index, tiles;  // row tiles it has
+  int first;         // of them on the line, where they follow each other; -1 where another launch has some
+};
+DEVICE RowGroup group_of(const DecodeWork& work, const RowTile& at) {
+  if (work.finish.kind == FinishKind::kGate) return {at.index / 2, 4, work.alternate ? at.index / 2 * 4 : -1};
+  const DecodePart& part = work.parts[at.part];
+  const HeadFinish& f = work.finish.heads;
+  const int tiles = (part.role == Role::kValue ? f.head_dim_v : f.head_dim_k) / kTileRows, head = at.index / tiles;
+  return {part.first_group + head, tiles, part.first_row_tile + head * tiles};
+}
+
+// Groups that lie wholly in a block's stretch of the line: its warps count them in shared memory, many times nearer
+// than where blocks meet.
+constexpr int kBlockGroups = kWarp;  // at most; others are counted as if they went on in another block
+struct BlockGroups {
+  unsigned* arrivals;  // [kBlockGroups]
+  int begin, end;      // the stretch
+  int first;           // group of its first row tile
+
+  DEVICE BlockGroups(const DecodeWork& work, unsigned* shared, int begin_tile, int end_tile, int first_row_tile)
+      : arrivals(shared), begin(begin_tile), end(end_tile), first(0) {
+    if (work.finish.kind == FinishKind::kNothing) return;
+    first = group_of(work, locate(work, first_row_tile)).index;
+    if (threadIdx.x < unsigned(kBlockGroups)) arrivals[threadIdx.x] = 0;
+    sync_block();
+  }
+  DEVICE bool has(const DecodeWork& work, const RowGroup& g) const {
+    return g.first >= 0 && g.index - first < kBlockGroups && g.first * work.column_tiles >= begin &&
+           (g.first + g.tiles) * work.column_tiles <= end;
+  }
+};
+
+// What finishing reads and the kernel ahead does not write, on its way to L2 while that one ends: weights have driven
+// out everything since it was last read. By every warp, for the row tiles that it has.
+DEVICE void prefetch_finish(const DecodeWork& work, int first_row_tile, int end_row_tile) {
+  for (int row_tile = first_row_tile + lane_id(); row_tile < end_row_tile; row_tile += kWarp) {
+    const RowTile at = locate(work, row_tile);
+    const DecodePart& part = work.parts[at.part];
+    if (part.bias) prefetch(part.bias + int64_t(at.index) * kTileRows);
+  }
+  if (work.finish.kind != FinishKind::kHeads || warp_id() != 0 || lane_id() >= work.n) return;
+  constexpr int kLine = 128 / sizeof(float);
+  const HeadFinish& f = work.finish.heads;
+  const int64_t row = work.finish.first_token + lane_id();
+  prefetch(f.batch.positions + row);
+  prefetch(f.batch.sequences + row);
+  prefetch(f.batch.caches + row);  // mostly its own
+  for (int i = 0; i < 2 * f.half; i += kLine) prefetch(f.cos_sin + row * 2 * f.half + i);
+}
+
 // By the warp that has written the last of a row tile's results.
 template <int kTokens>
-DEVICE void finish_row_tile(const DecodeWork& work, int row_tile) {
+DEVICE void finish_row_tile(const DecodeWork& work, const BlockGroups& block, int row_tile) {
   const DecodeFinish& finish = work.finish;
   if (finish.kind == FinishKind::kNothing) return;
   const RowTile at = locate(work, row_tile);
-  const DecodePart& part = work.parts[at.part];
-  int group = at.index / 2, tiles = 4;
+  const RowGroup group = group_of(work, at);
+  const bool last = block.has(work, group)
+                        ? arrives_last_in_block(block.arrivals + (group.index - block.first), group.tiles)
+                        : arrives_last(finish.arrivals + group.index, group.tiles);
+  if (!last) return;
   if (finish.kind == FinishKind::kHeads) {
-    tiles = (part.role == Role::kValue ? finish.heads.head_dim_v : finish.heads.head_dim_k) / kTileRows;
-    group = part.first_group + at.index / tiles;
-  }
-  if (!arrives_last(finish.arrivals + group, tiles)) return;
-  if (finish.kind == FinishKind::kHeads) {
-    finish_head<kTokens>(work, part, at.index / tiles);
+    const DecodePart& part = work.parts[at.part];
+    finish_head<kTokens>(work, part, group.index - part.first_group);
   } else {
-    finish_gate(work, group);
+    finish_gate(work, group.index);
   }
 }
 

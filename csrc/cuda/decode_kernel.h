@@ -180,7 +180,8 @@ DEVICE float sum_blocks(const DecodeWork& work, int first, int last, int row_beg
 
 // Row tiles that several shares have, of this block or of others: one warp sums each.
 template <int kTokens>
-DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s, int first_row_tile) {
+DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s, const BlockGroups& groups,
+                           int first_row_tile) {
   const int n_warps = int(blockDim.x) / kWarp, width = work.column_tiles;
   for (int row_tile = first_row_tile + warp_id(); row_tile * width < s.end; row_tile += n_warps) {
     const int row_begin = row_tile * width, row_end = row_begin + width;
@@ -207,7 +208,7 @@ DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s, in
         write_result(work, row_tile, e / kTokens, e % kTokens,
                      sum_blocks<kTokens>(work, first_block, last_block, row_begin, e));
     }
-    finish_row_tile<kTokens>(work, row_tile);
+    finish_row_tile<kTokens>(work, groups, row_tile);
   }
 }
 
@@ -230,8 +231,11 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
     const int warp_begin = stretch.share_begin(share0);
     const int first_row_tile = int(unsigned(stretch.begin) / unsigned(width));
     int row_tile = int(unsigned(warp_begin) / unsigned(width)), column = warp_begin - row_tile * width;
-    TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, row_tile, column,
-                                 stretch.share_begin(share1) - warp_begin);
+    const int warp_end = stretch.share_begin(share1);
+    TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, row_tile, column, warp_end - warp_begin);
+    if (warp_end > warp_begin) prefetch_finish(work, row_tile, int(unsigned(warp_end - 1) / unsigned(width)) + 1);
+    auto* const arrivals = reinterpret_cast<unsigned*>(stretch.slots + 2 * work.n_shares * kSlotFloats<kTokens>);
+    const BlockGroups groups(work, arrivals, stretch.begin, stretch.end, first_row_tile);
     grid_dependency_wait();
     Sums<id, kTokens> sums;
     sums.clear();
@@ -250,7 +254,7 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
         const int row_begin = row_tile * width;
         if (row_begin >= begin && row_begin + width <= end) {
           sums.take([&](int row, int token, float value) { write_result(work, row_tile, row, token, value); });
-          finish_row_tile<kTokens>(work, row_tile);
+          finish_row_tile<kTokens>(work, groups, row_tile);
         } else {
           float* slot = stretch.slot(share, row_begin);
           sums.take([&](int row, int token, float value) { slot[row * kTokens + token] = value; });
@@ -264,7 +268,7 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
       }
     }
     sync_block();
-    join_row_tiles(work, stretch, first_row_tile);
+    join_row_tiles(work, stretch, groups, first_row_tile);
   } else {
     wrong_code();
   }
@@ -275,14 +279,16 @@ void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, St
   // As many shares for any number of tokens, so that sums have the same parts; an even number, for warps with two.
   constexpr int64_t kShare = std::max(kStreamBytes<id> + kShareBytes<8>,
                                       kStreamBytes<id> / kWarpShares<id, kDecodeColumns> + kShareBytes<kDecodeColumns>);
-  const int room = int(std::min<int64_t>(kDecodeShares, device.shared_bytes_per_block / kShare));
+  constexpr int64_t kCounters = kBlockGroups * sizeof(unsigned);
+  const int room = int(std::min<int64_t>(kDecodeShares, (device.shared_bytes_per_block - kCounters) / kShare));
   if (room < 2) throw DeviceError("[cuda] " + device.name + " has too little shared memory for decode_matmul");
   work.n_shares = room / 2 * 2;
   const int n_tiles = work.row_tiles * work.column_tiles, blocks = std::min(device.multiprocessors, n_tiles);
   work.blocks = equal_parts(n_tiles, blocks);
   work.shares = equal_parts(work.blocks.each, work.n_shares);
   const int warps = work.n_shares / kWarpShares<id, kTokens>;
-  const size_t bytes = size_t(warps) * kStreamBytes<id> + size_t(work.n_shares) * kShareBytes<kTokens>;
+  const size_t bytes =
+      size_t(warps) * kStreamBytes<id> + size_t(work.n_shares) * kShareBytes<kTokens> + size_t(kCounters);
   const LaunchConfig config{{unsigned(blocks)}, {unsigned(warps * kWarp)}, bytes, stream, dependent};
   const auto bulk = decode_matmul_kernel<id, kTokens, true>;
   launch("decode_matmul",

@@ -108,6 +108,16 @@ DEVICE bool arrives_last(unsigned* counter, int warps) {
   return true;
 }
 
+// The same for warps of one block and a counter in shared memory, which stays as it is.
+DEVICE bool arrives_last_in_block(unsigned* counter, int warps) {
+  sync_warp();
+  unsigned before = 0;
+  if (lane_id() == 0) before = add_in_block(counter, 1u);
+  if (int(shuffle(before, 0)) != warps - 1) return false;
+  sync_warp();
+  return true;
+}
+
 // Where a row tile of the line comes from.
 struct RowTile {
   int part, index;

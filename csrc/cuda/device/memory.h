@@ -155,6 +155,20 @@ DEVICE unsigned add_release(unsigned* p, unsigned v) {
 // For this thread and those that it meets at a barrier afterwards. Drops the SM's L1.
 DEVICE void fence_acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
+// A counter in shared memory: what this thread wrote, or others before they met it at a barrier, is visible to threads
+// of the block that add later, and to those that they meet at a barrier afterwards.
+DEVICE unsigned add_in_block(unsigned* p, unsigned v) {
+  unsigned before;
+  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "r"(shared_address(p)), "r"(v)
+               : "memory");
+  return before;
+}
+
+// What will be read from device memory soon comes to L2.
+DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
+
 // Programmatic dependent launch: until the kernel ahead has ended and its writes are visible; and leave for the kernel
 // behind to start. Both do nothing in an ordinary launch.
 DEVICE void grid_dependency_wait() {

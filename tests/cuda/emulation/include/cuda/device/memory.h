@@ -84,6 +84,12 @@ inline unsigned atomic_add(unsigned* p, unsigned v) {
 }
 inline unsigned add_release(unsigned* p, unsigned v) { return atomic_add(p, v); }
 inline void fence_acquire() {}
+inline unsigned add_in_block(unsigned* p, unsigned v, const Site& site = Site::current()) {
+  if (!emulation::is_shared(p, sizeof(*p))) emulation::fail(site, "a block's counter outside of shared memory");
+  return atomic_add(p, v);
+}
+// Reads, so that AddressSanitizer sees what lies outside.
+inline void prefetch(const void* p) { (void)*static_cast<const volatile char*>(p); }
 
 inline void grid_dependency_wait() { emulation::grid_dependency_wait(); }
 inline void grid_dependency_launch() {}
