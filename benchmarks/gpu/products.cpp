@@ -98,19 +98,23 @@ void bench_decode(const Context& c, const formats::FormatInfo& format, const Sha
   const auto n_counters = size_t(decode_counters(matrices.products(0, 1, y.get())));
   const auto counters = make_device<unsigned>(n_counters);
   fill(counters.get(), 0, n_counters * sizeof(unsigned), c.stream);
-  for (const int n : {1, 4, 8, kMost}) {
+  // Tokens, and blocks an SM: one token in both forms of the kernel.
+  constexpr std::pair<int, int> kForms[] = {{1, 1}, {1, 2}, {4, 1}, {8, 1}, {kMost, 1}};
+  for (const auto& [n, resident] : kForms) {
     const Activations& x = activations.of(n, shape.n_cols);
+    const DecodeWorkspace space{partials.get(), counters.get(), resident};
     const DecodeInput input{x.x.get(), x.forms.quantized};
-    const double ms = graph_ms(c, rounds(c, int64_t(matrices.sets.size())), [&](int i) {
-      decode_matmul(matrices.products(i, n, y.get()), input, n, {partials.get(), counters.get()}, {}, c.device, true,
-                    c.stream);
+    const double ms = graph_ms(c, rounds(c, int64_t(matrices.sets.size())), [&, tokens = n](int i) {
+      decode_matmul(matrices.products(i, tokens, y.get()), input, tokens, space, {}, c.device, true, c.stream);
     });
     // Quantized formats multiply two int8 planes of each activation.
     const double operations =
         format.kind == formats::Kind::kFloat ? 0.0 : 2.0 * 2 * n * double(n_rows) * double(shape.n_cols);
     const double read_ms = 1e3 * double(matrices.bytes) / c.limits.read_bytes;
     const double multiply_ms = 1e3 * operations / c.limits.byte_ops;
-    report("decode", std::string(format.name) + " " + shape.name + ", " + std::to_string(n) + " tokens",
+    report("decode",
+           std::string(format.name) + " " + shape.name + ", " + std::to_string(n) + " tokens" +
+               (resident > 1 ? ", two blocks an SM" : ""),
            double(matrices.bytes) / ms / 1e6, "GB/s", std::max(read_ms, multiply_ms) / ms,
            read_ms >= multiply_ms ? "read" : "mma.sync int8");
   }

@@ -24,6 +24,15 @@ template <TypeId id, int kTokens>
 constexpr int kWarpShares =
     kTokens > 8 || (Tile<id>::kQuantized && kTokens > (CodeTraits<id>::kGroup == 16 ? 1 : 4)) ? 2 : 1;
 
+// Of a block. Where an SM has room for two, the next kernel's first copies begin beside this one's last sums.
+template <int kResident>
+constexpr int kMostShares = kResident == 2 ? 12 : kDecodeShares;
+// Formats whose sums of one token fit the 80 registers that two blocks of twelve warps leave each thread on sm_90; the
+// others spill there (check_kernels.py), or are floats. Without bulk copies Q4_0 and Q4_K spill too.
+template <TypeId id>
+constexpr bool kFitsTwice = id == TypeId::Q4_0 || id == TypeId::Q5_0 || id == TypeId::Q8_0 || id == TypeId::Q4_K ||
+                            id == TypeId::Q5_K || id == TypeId::IQ4_NL || id == TypeId::IQ4_XS;
+
 template <TypeId id>
 constexpr int kStageBytes = (Tile<id>::kTileBytes + 127) / 128 * 128;
 // Tiles in flight for a warp that waits: sixteen warps have room for three of all but the float formats.
@@ -212,9 +221,9 @@ DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s, co
   }
 }
 
-// kTokens: at least work.n.
-template <TypeId id, int kTokens, bool kBulk>
-KERNEL((kWarp * kDecodeShares / kWarpShares<id, kTokens>), 1)
+// kTokens: at least work.n. kResident: blocks that an SM has room for.
+template <TypeId id, int kTokens, bool kBulk, int kResident>
+KERNEL((kWarp * kMostShares<kResident> / kWarpShares<id, kTokens>), kResident)
 decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
   if constexpr (is_for_this_code<kBulk>()) {
     SMEM(std::byte, shared);
@@ -276,11 +285,17 @@ decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
 
 template <TypeId id, int kTokens>
 void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, Stream stream) {
+  const auto bulk = decode_matmul_kernel<id, kTokens, true, 1>;
+  const bool copies_bulk = device.bulk_copies() && runs_sm90_code(bulk);
+  const bool twice = kFitsTwice<id> && copies_bulk && work.resident == 2;
   // As many shares for any number of tokens, so that sums have the same parts; an even number, for warps with two.
   constexpr int64_t kShare = std::max(kStreamBytes<id> + kShareBytes<8>,
                                       kStreamBytes<id> / kWarpShares<id, kDecodeColumns> + kShareBytes<kDecodeColumns>);
   constexpr int64_t kCounters = kBlockGroups * sizeof(unsigned);
-  const int room = int(std::min<int64_t>(kDecodeShares, (device.shared_bytes_per_block - kCounters) / kShare));
+  // An SM keeps 1 KiB of its memory for each block.
+  const int64_t memory = twice ? device.shared_bytes_per_multiprocessor / 2 - 1024 : device.shared_bytes_per_block;
+  const int most = twice ? kMostShares<2> : kMostShares<1>;
+  const int room = int(std::min<int64_t>(most, (memory - kCounters) / kShare));
   if (room < 2) throw DeviceError("[cuda] " + device.name + " has too little shared memory for decode_matmul");
   work.n_shares = room / 2 * 2;
   const int n_tiles = work.row_tiles * work.column_tiles, blocks = std::min(device.multiprocessors, n_tiles);
@@ -290,9 +305,11 @@ void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, St
   const size_t bytes =
       size_t(warps) * kStreamBytes<id> + size_t(work.n_shares) * kShareBytes<kTokens> + size_t(kCounters);
   const LaunchConfig config{{unsigned(blocks)}, {unsigned(warps * kWarp)}, bytes, stream, dependent};
-  const auto bulk = decode_matmul_kernel<id, kTokens, true>;
-  launch("decode_matmul",
-         device.bulk_copies() && runs_sm90_code(bulk) ? bulk : decode_matmul_kernel<id, kTokens, false>, config, work);
+  auto kernel = copies_bulk ? bulk : decode_matmul_kernel<id, kTokens, false, 1>;
+  if constexpr (kTokens == 1 && kFitsTwice<id>) {
+    if (twice) kernel = decode_matmul_kernel<id, kTokens, true, 2>;
+  }
+  launch("decode_matmul", kernel, config, work);
 }
 
 template <TypeId id>

@@ -88,6 +88,7 @@ struct DecodeWork {
   EqualParts blocks;   // of the line
   EqualParts shares;   // of the tiles of a block that has blocks.each
   int n_shares;        // of a block
+  int resident;        // blocks an SM that one token is made for: DecodeWorkspace
   float* partials;     // [blocks][2][16][tokens]: of the block's first and last row tile
   unsigned* counters;  // [row_tiles], blocks that have come to a row tile; 0 before and after
   DecodeFinish finish;

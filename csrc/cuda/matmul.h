@@ -46,10 +46,16 @@ using Finish = std::variant<std::monostate, StoreHeads, GateRows>;
 // Whether the shapes allow it.
 bool can_finish(std::span<const DeviceProduct> products, const Finish& finish);
 
+// Blocks that an SM is to have room for in products of one token: 1, with sixteen warps, or 2, with twelve, where the
+// format allows it (decode_kernel.h). Which is faster no GPU has said yet; `gpu_bench kernels` measures both. A
+// result's bits depend on it.
+constexpr int kDecodeResident = 1;
+
 // Work space of decode_matmul.
 struct DecodeWorkspace {
   float* partials = nullptr;     // decode_partials(device) floats
   unsigned* counters = nullptr;  // decode_counters(products), 0 before and after
+  int resident = kDecodeResident;
 };
 int64_t decode_partials(const DeviceInfo& device);
 int64_t decode_counters(std::span<const DeviceProduct> products);

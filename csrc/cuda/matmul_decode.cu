@@ -62,6 +62,7 @@ void launch_group(std::span<const DeviceProduct> products, std::span<const size_
   work.padded = padded_columns(m.n_cols);
   work.partials = workspace.partials;
   work.counters = workspace.counters;
+  work.resident = workspace.resident;
   int64_t all_row_tiles = 0;
   for (const DeviceProduct& p : products) all_row_tiles += p.matrix.row_tiles();
   work.finish = kernel_finish(finish, products, workspace.counters + all_row_tiles);

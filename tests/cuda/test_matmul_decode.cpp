@@ -22,6 +22,8 @@ struct Case {
   int64_t n_cols;
 };
 
+int resident = kDecodeResident;
+
 std::vector<float> multiply(const std::vector<DeviceMatrix>& matrices, const std::vector<float>& x, int n,
                             int64_t n_cols, const std::vector<float>& bias) {
   const DeviceInfo device = device_info(0);
@@ -39,7 +41,7 @@ std::vector<float> multiply(const std::vector<DeviceMatrix>& matrices, const std
     at += n * matrices[i].matrix.n_rows;
   }
   const auto counters = to_device(std::vector<unsigned>(size_t(decode_counters(products)), 0u));
-  const DecodeWorkspace space{partials.get(), counters.get()};
+  const DecodeWorkspace space{partials.get(), counters.get(), resident};
   decode_matmul(products, {floats.get(), quantized.rows}, n, space, {}, device, true, nullptr);
   for (const unsigned c : to_host(counters.get(), size_t(decode_counters(products))))
     CHECK(c == 0, "a counter was left at %u", c);
@@ -130,6 +132,20 @@ void check_long_streams(bool bulk) {
   CHECK(n_formats == 4, "%d formats", n_formats);
 }
 
+// The form with two blocks an SM: its own kernel for one token, for others as many shares.
+void check_two_blocks() {
+  emulation::device_traits().major = 9;
+  emulation::device_traits().multiprocessors = 2;
+  resident = 2;
+  for (const formats::FormatInfo* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
+    if (f->kind != formats::Kind::kAffine) continue;
+    check_case({f, {200}, 768}, 1);
+    check_case({f, {40}, 512}, 3);
+    check_case({f, {40}, 512}, 9);
+  }
+  resident = kDecodeResident;
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
@@ -144,5 +160,6 @@ int main() {
     cuda::emulation::set_seed(uint64_t(++seed));
     cuda::test::check_long_streams(bulk);
   }
+  cuda::test::check_two_blocks();
   return test::failures("test_matmul_decode");
 }
