@@ -67,9 +67,12 @@ def compile_file(source: Path, virtual: str, architectures: Sequence[str]) -> li
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"{source.name} for {code}:\n{result.stdout}{result.stderr}")
+    output = result.stdout + result.stderr
+    if serialized := re.search(r".*\bC75\d\d\b.*", output):  # ptxas waits after every product of wgmma
+        raise RuntimeError(f"{source.name} for {code}: {serialized[0].strip()}")
     kernels: list[Kernel] = []
     name, arch, stack, spilled = "", "", 0, 0
-    for line in (result.stdout + result.stderr).splitlines():
+    for line in output.splitlines():
         if match := _ENTRY.search(line):
             name, arch, stack, spilled = match[1], match[2], 0, 0
         elif match := _SPILL.search(line):
@@ -104,12 +107,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="*", type=Path, help="kernel sources; by default csrc/cuda/*.cu")
+    parser.add_argument("files", nargs="*", type=Path, help="kernel sources; by default all there are")
     parser.add_argument("--arch", nargs="+", default=ARCHITECTURES, metavar="N")
     parser.add_argument("--table", action="store_true", help="print every kernel, not only those that fail")
     args = parser.parse_args()
     n_kernels = n_bad = 0
-    sources = args.files or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    peaks = ROOT / "benchmarks" / "gpu" / "peaks.cu"  # the yardstick of wgmma
+    sources = args.files or [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), peaks]
     groups = compile_together(args.arch)
     jobs = [(source, *group) for source in sources for group in groups]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for an nvcc of its own
