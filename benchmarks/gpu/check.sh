@@ -12,9 +12,10 @@
 #   GRISTMILL_GPU_BUILD    build folder that outlives the run (default: gristmill-gpu-build in TMPDIR or /tmp)
 #   GRISTMILL_GPU_MIXES    models to measure (default: Q4_K_M Q4_0 Q8_0 F16)
 #   GRISTMILL_GPU_LAYERS   layers of those models (default: 64)
-#   GRISTMILL_GPU_SANITIZER_SECONDS    after which the sanitizer begins no other test (default: 480)
+#   GRISTMILL_GPU_SANITIZER_SECONDS    after which the sanitizer begins no other test (default: 480), and
+#   GRISTMILL_GPU_TEST_SECONDS         that a test may take under it (default: 100)
 set -uo pipefail
-[[ $# -ge 1 ]] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
+[[ $# -ge 1 ]] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/../.."
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
@@ -71,7 +72,7 @@ part_tests() {
 
 # What the emulation cannot see: races, and reads of memory that nothing wrote. Several tests at a time, as long as
 # sanitizer_seconds last; each verdict is in the log as soon as it is known, for a run may be cut off.
-readonly sanitizer_seconds=${GRISTMILL_GPU_SANITIZER_SECONDS:-480} test_seconds=100
+readonly sanitizer_seconds=${GRISTMILL_GPU_SANITIZER_SECONDS:-480} test_seconds=${GRISTMILL_GPU_TEST_SECONDS:-100}
 
 check_one() { # TOOL TEST: one line of verdict, what it printed in a file of its own
   local name log options=() verdict
@@ -108,10 +109,10 @@ part_sanitizer() {
     if ((SECONDS - began > sanitizer_seconds)); then late=$((late + 1)); else check_one ${entry%% *} "${entry#* }"; fi
   done
   cat "$logs"/*.txt >"$out/sanitizer.txt"
-  say "  $(grep -l clean "$logs"/*.verdict | wc -l) clean, $(grep -l 'not finished' "$logs"/*.verdict | wc -l) not" \
-    "finished, $late not begun after $sanitizer_seconds s"
+  say "  $(grep -l ': clean' "$logs"/*.verdict | wc -l) clean," \
+    "$(grep -l 'not finished' "$logs"/*.verdict | wc -l) not finished, $late not begun after $sanitizer_seconds s"
   ! grep -q FAILED "$logs"/*.verdict || return 1
-  grep -q clean "$logs"/*.verdict || return "$not_run"
+  grep -q ': clean' "$logs"/*.verdict || return "$not_run"
 }
 
 bench() { timeout "$1" "$build/benchmarks/gpu/gpu_bench" "${@:2}" >>"$out/bench.jsonl" 2>>"$out/log.txt"; }

@@ -89,8 +89,20 @@ def test_sanitizer_verdicts(gpu: Fixture) -> None:
     result = gpu.check("sanitizer")
     assert "memcheck-gpu_test_racy: clean" in result.stdout
     assert "racecheck-gpu_test_racy: FAILED" in result.stdout
+    assert "3 clean, 0 not finished, 0 not begun" in result.stdout
     assert "sanitizer: FAILED" in result.stdout
     assert result.returncode == 1
+
+
+def test_sanitizer_that_finishes_nothing_is_not_ok(gpu: Fixture) -> None:
+    gpu.test("slow", "exit 0")
+    gpu.test("library", "exit 0")
+    gpu.program(gpu.bin / "compute-sanitizer", "exec sleep 30")
+    result = gpu.check("sanitizer", GRISTMILL_GPU_SANITIZER_SECONDS="0", GRISTMILL_GPU_TEST_SECONDS="1")
+    assert "memcheck-gpu_test_slow: no finding in 1 s, not finished" in result.stdout
+    assert "0 clean, 2 not finished, 2 not begun after 0 s" in result.stdout
+    assert "sanitizer: not run" in result.stdout
+    assert "memcheck-gpu_test_slow" in (gpu.out / "log.txt").read_text()
 
 
 def test_results_are_few_files(gpu: Fixture) -> None:
