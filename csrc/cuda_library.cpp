@@ -55,7 +55,9 @@ void use_entry(const Entry* entry) { brought = entry; }
 
 DeviceInfo device_or_error(const Entry& entry, int index) {
   try {
-    return entry.device_info(index);
+    DeviceInfo info = entry.device_info(index);
+    if (!info.unusable.empty()) info.name += ": " + info.unusable;
+    return info;
   } catch (const DeviceError& e) {
     DeviceInfo none;
     none.index = index;

@@ -37,13 +37,14 @@ struct Entry {
   // Runs for about `seconds`, twice as long for all of it.
   DeviceLimits (*measure_limits)(int index, double seconds);
 };
-constexpr int kEntryVersion = 3;
+constexpr int kEntryVersion = 4;
 constexpr const char* kEntryName = "gristmill_cuda_entry";
 
 // nullptr where there is no CUDA to use; why_not() then says why, in a few words.
 const Entry* entry();
 const std::string& why_not();
-// Empty where entry() is nullptr. A GPU that cannot be asked has no memory, and its error as its name.
+// Empty where entry() is nullptr. A GPU that cannot be asked has no memory, and its error as its name; one that is
+// unusable has none free, and the reason behind its name.
 std::vector<DeviceInfo> devices();
 DeviceInfo device_or_error(const Entry& entry, int index);
 

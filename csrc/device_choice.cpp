@@ -135,7 +135,12 @@ class Chooser {
  private:
   std::vector<cuda::DeviceInfo> ask(const std::vector<int>& indices) const {
     std::vector<cuda::DeviceInfo> devices;
-    for (const int index : indices) devices.push_back(cuda::device_or_error(entry_, index));
+    for (const int index : indices) {
+      devices.push_back(cuda::device_or_error(entry_, index));
+      // Meant by its number, it is an error; else one more GPU without free memory.
+      if (!devices.back().unusable.empty() && request_.device.starts_with("cuda:"))
+        throw DeviceError("[device] cuda:" + std::to_string(index) + " cannot be used: " + devices.back().name);
+    }
     return devices;
   }
 

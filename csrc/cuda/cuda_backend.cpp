@@ -8,9 +8,8 @@
 namespace gristmill::cuda {
 
 CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
-  if (device_.major < 8)
-    throw DeviceError("[cuda] " + device_.name + " has compute capability " + std::to_string(device_.major) + "." +
-                      std::to_string(device_.minor) + ", expected at least 8.0");
+  if (!device_.unusable.empty())
+    throw DeviceError("[cuda:" + std::to_string(device) + "] " + device_.name + " cannot be used: " + device_.unusable);
   use();
   stream_ = make_stream();
   queue_ = std::make_unique<CommandQueue>(stream_);

@@ -26,11 +26,19 @@ struct DeviceInfo {
   int64_t l2_bytes = 0, shared_bytes_per_block = 0, shared_bytes_per_multiprocessor = 0;
   int64_t memory_bytes = 0, free_bytes = 0;
   int driver_version = 0;  // 1000 major + 10 minor
+  std::string unusable;    // why nothing of this library runs there; empty where it does
   bool bulk_copies() const { return major >= 9; }
 };
 
+// Why a GPU of this compute capability is of no use, whatever was compiled; empty where it is.
+inline std::string below_least_capability(int major, int minor) {
+  if (major >= 8) return "";
+  return "compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", expected at least 8.0";
+}
+
 // Devices there are; 0 where the driver finds none or fails, with its words for that in *why.
 int device_count(std::string* why = nullptr);
+// One that is unusable is described all the same, with no free memory: it is not asked for that, which takes some.
 DeviceInfo device_info(int index, Place place = Place::current());
 void set_device(int index, Place place = Place::current());
 // Bytes free on the current device.

@@ -206,6 +206,39 @@ void check_who_is_asked(const Model& model) {
   first.fails = second.fails = false;
 }
 
+// A GPU for which there is no code is one without free memory: only who names it gets an error.
+void check_unusable(const Model& model) {
+  emulation::DeviceTraits &first = emulation::device_traits(0), &second = emulation::device_traits(1);
+  const auto check = [&](const std::string& why) {
+    expect(layers_of(model.load(options("auto"))), "cuda:1 0-4");
+    expect(layers_of(model.load(options("cuda"))), "cuda:1 0-4");
+    expect(error_of(model, options("cuda:0")), "[device] cuda:0 cannot be used: host emulation: " + why);
+    expect(error_of(model, options("cuda:0,cuda:1")), "[device] cuda:0 cannot be used: host emulation: " + why);
+    CHECK(devices()[0].free_bytes == 0 && devices()[0].memory_bytes > 0);
+    expect_part(devices()[0].name, why);
+    second.fails = true;
+    const Engine engine = model.load(options("auto"));
+    expect(layers_of(engine), "cpu 0-4");
+    expect_part(engine.device_note(), why);
+    second.fails = false;
+    std::string what;
+    try {
+      gristmill_cuda_entry()->make_backend(0);
+    } catch (const DeviceError& e) {
+      what = e.what();
+    }
+    expect(what, "[cuda:0] host emulation cannot be used: " + why);
+  };
+  first.major = 7;
+  first.minor = 5;
+  check("compute capability 7.5, expected at least 8.0");
+  first.major = 9;
+  first.minor = 0;
+  first.has_code = false;
+  check("this build has no code for it: no kernel image");
+  first.has_code = true;
+}
+
 // What a kernel or an allocation of a device reports names it.
 void check_device_is_named(const Model& model) {
   Engine engine = model.load(options("cuda:1"));
@@ -307,6 +340,7 @@ int main() {
     check_counts();
     check_memory(model);
     check_who_is_asked(model);
+    check_unusable(model);
     check_device_is_named(model);
     check_top_logits(model, options("cuda"));
     EngineOptions o = options("cuda");

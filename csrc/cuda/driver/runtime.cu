@@ -27,6 +27,9 @@ int attribute(cudaDeviceAttr which, int device, const Place& place) {
   return value;
 }
 
+// Any kernel of the library: where this one has no code, none has.
+__global__ void probe() {}
+
 }  // namespace
 
 int device_count(std::string* why) {
@@ -51,12 +54,23 @@ DeviceInfo device_info(int index, Place place) {
   info.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index, place);
   info.shared_bytes_per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, index, place);
   info.memory_bytes = int64_t(properties.totalGlobalMem);
+  check(cudaDriverGetVersion(&info.driver_version), "cudaDriverGetVersion", place);
+  info.unusable = below_least_capability(info.major, info.minor);
+  if (!info.unusable.empty()) return info;
   int before = 0;
   check(cudaGetDevice(&before), "cudaGetDevice", place);
   set_device(index, place);
-  info.free_bytes = free_memory(place);
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+      error == cudaErrorInvalidPtx || error == cudaErrorUnsupportedPtxVersion) {
+    cudaGetLastError();
+    info.unusable = std::string("this build has no code for it: ") + cudaGetErrorString(error);
+  } else {
+    check(error, "cudaFuncGetAttributes", place);
+    info.free_bytes = free_memory(place);
+  }
   set_device(before, place);
-  check(cudaDriverGetVersion(&info.driver_version), "cudaDriverGetVersion", place);
   return info;
 }
 

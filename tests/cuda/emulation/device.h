@@ -14,6 +14,7 @@ struct DeviceTraits {
   int64_t used_bytes = 0, peak_bytes = 0;  // as the driver counts them (allocated_bytes)
   bool fails = false;                      // whether asking for it fails
   int times_asked = 0;                     // for its properties
+  bool has_code = true;                    // whether the library was compiled for it
 };
 
 DeviceTraits& device_traits(int index = 0);

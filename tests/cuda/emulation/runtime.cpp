@@ -110,7 +110,9 @@ DeviceInfo device_info(int index, Place place) {
   info.shared_bytes_per_block = 227 << 10;
   info.shared_bytes_per_multiprocessor = 228 << 10;
   info.memory_bytes = traits.memory_bytes;
-  info.free_bytes = traits.memory_bytes - traits.used_bytes;
+  info.unusable = below_least_capability(info.major, info.minor);
+  if (info.unusable.empty() && !traits.has_code) info.unusable = "this build has no code for it: no kernel image";
+  if (info.unusable.empty()) info.free_bytes = traits.memory_bytes - traits.used_bytes;
   return info;
 }
 
