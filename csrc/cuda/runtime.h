@@ -38,8 +38,11 @@ inline std::string below_least_capability(int major, int minor) {
 
 // Devices there are; 0 where the driver finds none or fails, with its words for that in *why.
 int device_count(std::string* why = nullptr);
-// One that is unusable is described all the same, with no free memory: it is not asked for that, which takes some.
+// The device is then the current one: to go back to one that nobody has used would make a context there, which takes
+// memory and may fail. One that is unusable is described all the same, with no free memory: it is not asked for
+// that.
 DeviceInfo device_info(int index, Place place = Place::current());
+// Makes a context there, where there is none yet. Every entry point of the back end begins with it.
 void set_device(int index, Place place = Place::current());
 // Bytes free on the current device.
 int64_t free_memory(Place place = Place::current());

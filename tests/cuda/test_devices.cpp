@@ -206,6 +206,17 @@ void check_who_is_asked(const Model& model) {
   first.fails = second.fails = false;
 }
 
+// Asking a GPU, loading and running touch no other one: it may be full, or another process' alone.
+void check_contexts(const Model& model) {
+  emulation::DeviceTraits &first = emulation::device_traits(0), &second = emulation::device_traits(1);
+  second.has_context = false;
+  set_device(0);
+  first.has_context = false;
+  Engine engine = model.load(options("cuda:1"));
+  logits_of(engine);
+  CHECK(second.has_context && !first.has_context, "a context on a GPU that is not used");
+}
+
 // A GPU for which there is no code is one without free memory: only who names it gets an error.
 void check_unusable(const Model& model) {
   emulation::DeviceTraits &first = emulation::device_traits(0), &second = emulation::device_traits(1);
@@ -341,6 +352,7 @@ int main() {
     check_memory(model);
     check_who_is_asked(model);
     check_unusable(model);
+    check_contexts(model);
     check_device_is_named(model);
     check_top_logits(model, options("cuda"));
     EngineOptions o = options("cuda");

@@ -57,8 +57,6 @@ DeviceInfo device_info(int index, Place place) {
   check(cudaDriverGetVersion(&info.driver_version), "cudaDriverGetVersion", place);
   info.unusable = below_least_capability(info.major, info.minor);
   if (!info.unusable.empty()) return info;
-  int before = 0;
-  check(cudaGetDevice(&before), "cudaGetDevice", place);
   set_device(index, place);
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe);
@@ -70,7 +68,6 @@ DeviceInfo device_info(int index, Place place) {
     check(error, "cudaFuncGetAttributes", place);
     info.free_bytes = free_memory(place);
   }
-  set_device(before, place);
   return info;
 }
 

@@ -15,6 +15,7 @@ struct DeviceTraits {
   bool fails = false;                      // whether asking for it fails
   int times_asked = 0;                     // for its properties
   bool has_code = true;                    // whether the library was compiled for it
+  bool has_context = false;                // whether it was ever made the current one
 };
 
 DeviceTraits& device_traits(int index = 0);

@@ -112,13 +112,16 @@ DeviceInfo device_info(int index, Place place) {
   info.memory_bytes = traits.memory_bytes;
   info.unusable = below_least_capability(info.major, info.minor);
   if (info.unusable.empty() && !traits.has_code) info.unusable = "this build has no code for it: no kernel image";
-  if (info.unusable.empty()) info.free_bytes = traits.memory_bytes - traits.used_bytes;
+  if (!info.unusable.empty()) return info;
+  set_device(index, place);
+  info.free_bytes = free_memory(place);
   return info;
 }
 
 void set_device(int index, Place place) {
   if (index < 0 || size_t(index) >= devices.size())
     throw DeviceError(at_device("cudaSetDevice", place) + "invalid device ordinal");
+  devices[size_t(index)].has_context = true;
   if (index == current) return;
   current = index;
   for (const auto& [p, block] : blocks()) {

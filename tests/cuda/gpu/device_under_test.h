@@ -24,7 +24,7 @@ struct DeviceTraits {
   int64_t memory_bytes = 0, used_bytes = 0, peak_bytes = 0;
   bool fails = false;
   int times_asked = 0;
-  bool has_code = true;
+  bool has_code = true, has_context = false;
 };
 
 inline DeviceTraits& device_traits(int = 0) {
