@@ -54,17 +54,23 @@ constexpr int64_t allocated_bytes(int64_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
+// The calling thread's; asking makes no context.
+int current_device(Place place = Place::current());
+// On the current device, which frees it again. Freeing makes that one the current one, on whatever thread: a session's
+// end may be anywhere, and with another device current the call would make a context there.
 void* allocate_device(size_t bytes, Place place = Place::current());
-void free_device(void* p) noexcept;
+void free_device(void* p, int device) noexcept;
 // Host memory that copies do not have to stage.
 void* allocate_pinned(size_t bytes, Place place = Place::current());
-void free_pinned(void* p) noexcept;
+void free_pinned(void* p, int device) noexcept;
 
 struct FreeDevice {
-  void operator()(void* p) const noexcept { free_device(p); }
+  int device = 0;
+  void operator()(void* p) const noexcept { free_device(p, device); }
 };
 struct FreePinned {
-  void operator()(void* p) const noexcept { free_pinned(p); }
+  int device = 0;
+  void operator()(void* p) const noexcept { free_pinned(p, device); }
 };
 template <class T>
 using DevicePointer = std::unique_ptr<T[], FreeDevice>;
@@ -73,11 +79,13 @@ using PinnedPointer = std::unique_ptr<T[], FreePinned>;
 
 template <class T>
 DevicePointer<T> make_device(size_t n, Place place = Place::current()) {
-  return DevicePointer<T>(static_cast<T*>(allocate_device(n * sizeof(T), place)));
+  const int device = current_device(place);
+  return {static_cast<T*>(allocate_device(n * sizeof(T), place)), FreeDevice{device}};
 }
 template <class T>
 PinnedPointer<T> make_pinned(size_t n, Place place = Place::current()) {
-  return PinnedPointer<T>(static_cast<T*>(allocate_pinned(n * sizeof(T), place)));
+  const int device = current_device(place);
+  return {static_cast<T*>(allocate_pinned(n * sizeof(T), place)), FreePinned{device}};
 }
 
 Stream make_stream(Place place = Place::current());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -215,6 +216,18 @@ void check_contexts(const Model& model) {
   Engine engine = model.load(options("cuda:1"));
   logits_of(engine);
   CHECK(second.has_context && !first.has_context, "a context on a GPU that is not used");
+  // A session may end on any thread, whose current device is the first.
+  std::thread([&, cache = engine.make_cache()]() mutable {
+    second.has_context = false;
+    cache.reset();
+  }).join();
+  CHECK(second.has_context && !first.has_context, "a cache was freed with another device current");
+  // And memory where a longer pass wants more of it.
+  set_device(0);
+  first.has_context = false;
+  const auto cache = engine.make_cache();
+  engine.forward(*cache, std::vector<int32_t>(20, 3), LogitsOf::kNone, nullptr);
+  CHECK(!first.has_context, "buffers were freed with another device current");
 }
 
 // A GPU for which there is no code is one without free memory: only who names it gets an error.

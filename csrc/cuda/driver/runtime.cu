@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <cstdio>
 #include <utility>
 
 #include "core/error.h"
@@ -16,6 +18,21 @@ void check(cudaError_t error, const char* call, const Place& place) {
   const bool known = cudaGetDevice(&device) == cudaSuccess;
   throw DeviceError("[cuda" + (known ? ":" + std::to_string(device) : std::string()) + "] " + call + " (" +
                     place.text() + "): " + cudaGetErrorString(error));
+}
+
+// For calls of destructors, which cannot throw: the first that fails in this process is said on stderr, since after a
+// kernel's fault all of them do. At the end of the process the runtime may be gone, and the memory with it.
+void note(cudaError_t error, const char* call) noexcept {
+  static std::atomic<bool> noted = false;
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  if (error == cudaErrorCudartUnloading || noted.exchange(true)) return;
+  std::fprintf(stderr, "gristmill: [cuda] %s: %s\n", call, cudaGetErrorString(error));
+}
+bool on_device(int index) noexcept {
+  const cudaError_t error = cudaSetDevice(index);
+  note(error, "cudaSetDevice");
+  return error == cudaSuccess;
 }
 
 cudaStream_t raw(Stream stream) { return reinterpret_cast<cudaStream_t>(stream); }
@@ -73,6 +90,12 @@ DeviceInfo device_info(int index, Place place) {
 
 void set_device(int index, Place place) { check(cudaSetDevice(index), "cudaSetDevice", place); }
 
+int current_device(Place place) {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice", place);
+  return device;
+}
+
 int64_t free_memory(Place place) {
   size_t free_bytes = 0, total = 0;
   check(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo", place);
@@ -85,8 +108,8 @@ void* allocate_device(size_t bytes, Place place) {
   check(error, error == cudaSuccess ? "" : ("cudaMalloc of " + std::to_string(bytes) + " bytes").c_str(), place);
   return p;
 }
-void free_device(void* p) noexcept {
-  if (p) cudaFree(p);
+void free_device(void* p, int device) noexcept {
+  if (p && on_device(device)) note(cudaFree(p), "cudaFree");
 }
 
 void* allocate_pinned(size_t bytes, Place place) {
@@ -94,8 +117,8 @@ void* allocate_pinned(size_t bytes, Place place) {
   check(cudaMallocHost(&p, bytes > 0 ? bytes : 1), "cudaMallocHost", place);
   return p;
 }
-void free_pinned(void* p) noexcept {
-  if (p) cudaFreeHost(p);
+void free_pinned(void* p, int device) noexcept {
+  if (p && on_device(device)) note(cudaFreeHost(p), "cudaFreeHost");
 }
 
 Stream make_stream(Place place) {

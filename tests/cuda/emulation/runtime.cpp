@@ -43,7 +43,8 @@ namespace {
 
 // What exists of a device: enough for host code to make its choices.
 std::vector<emulation::DeviceTraits> devices(1);
-int current = 0;
+thread_local int current = 0;
+int accessible = 0;  // the device whose memory is not poisoned
 
 // Blocks of device memory: their sizes and whose they are.
 struct Block {
@@ -122,8 +123,9 @@ void set_device(int index, Place place) {
   if (index < 0 || size_t(index) >= devices.size())
     throw DeviceError(at_device("cudaSetDevice", place) + "invalid device ordinal");
   devices[size_t(index)].has_context = true;
-  if (index == current) return;
   current = index;
+  if (index == accessible) return;
+  accessible = index;
   for (const auto& [p, block] : blocks()) {
     if (block.device == current) {
       ASAN_UNPOISON_MEMORY_REGION(p, block.bytes);
@@ -132,6 +134,7 @@ void set_device(int index, Place place) {
     }
   }
 }
+int current_device(Place) { return current; }
 int64_t free_memory(Place) { return devices[size_t(current)].memory_bytes - devices[size_t(current)].used_bytes; }
 
 void* allocate_device(size_t bytes, Place place) {
@@ -149,17 +152,23 @@ void* allocate_device(size_t bytes, Place place) {
   std::memset(p, 0xff, bytes);
   return p;
 }
-void free_device(void* p) noexcept {
+void free_device(void* p, int device) noexcept {
   if (!p) return;
+  set_device(device, Place::current());
   const auto found = blocks().find(p);
   if (found == blocks().end()) emulation::fail(Place::current(), "what is freed was not allocated");
+  if (found->second.device != device)
+    emulation::fail(Place::current(), "memory of device %d is freed on device %d", found->second.device, device);
   ASAN_UNPOISON_MEMORY_REGION(p, found->second.bytes);
   devices[size_t(found->second.device)].used_bytes -= allocated_bytes(int64_t(found->second.bytes));
   blocks().erase(found);
   std::free(p);
 }
 void* allocate_pinned(size_t bytes, Place) { return std::malloc(bytes > 0 ? bytes : 1); }
-void free_pinned(void* p) noexcept { std::free(p); }
+void free_pinned(void* p, int device) noexcept {
+  if (p) set_device(device, Place::current());
+  std::free(p);
+}
 
 Stream make_stream(Place) { return new StreamHandle{current}; }
 void destroy_stream(Stream stream) noexcept {
