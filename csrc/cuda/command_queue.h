@@ -68,7 +68,7 @@ class CommandQueue {
   size_t n_commands() const { return n_commands_; }
   int n_graphs() const {
     int n = 0;
-    for (const auto& [key, graph] : graphs_) n += graph != nullptr;
+    for (const auto& [key, list] : graphs_) n += list.graph != nullptr;
     return n;
   }
 
@@ -90,6 +90,8 @@ class CommandQueue {
   void run_all() {
     for (size_t i = 0; i < size_; ++i) commands_[i].run();
   }
+  // What the list does, captured; nullptr where that is not to be had.
+  Graph capture();
   void forget_graphs();
   void start_over() {
     size_ = 0;
@@ -105,7 +107,11 @@ class CommandQueue {
   size_t size_ = 0;                // of the list that grows
   size_t n_commands_ = 0;
   uint64_t key_ = kSeed;
-  std::unordered_map<uint64_t, Graph> graphs_;  // nullptr: seen once
+  struct List {
+    Graph graph = nullptr;
+    bool plain = false;  // no graph could be made of it, or run: never tried again
+  };
+  std::unordered_map<uint64_t, List> graphs_;  // of lists that were seen once
 };
 
 }  // namespace gristmill::cuda

@@ -63,6 +63,43 @@ void check_failed_list() {
   CHECK(f.first() == 3.0f, "%g", double(f.first()));
 }
 
+// A list of which no graph can be made, or run, runs plainly, and is not tried again.
+void check_no_graphs() {
+  emulation::DeviceTraits& traits = emulation::device_traits();
+  const auto check = [&](const char* what, auto fail, auto mend) {
+    Fixture f;
+    const auto step = [&](int i) {
+      f.push_add();
+      f.queue.flush(true);
+      CHECK(f.queue.n_graphs() == 0 && f.first() == float(i), "%s, round %d: %d graphs, %g", what, i,
+            f.queue.n_graphs(), double(f.first()));
+    };
+    step(1);
+    fail();
+    step(2);
+    mend();
+    step(3);
+    step(4);
+  };
+  if (device_info(0).name != "host emulation") return;  // a GPU fails when it wants
+  check("begin", [&] { traits.no_capture = true; }, [&] { traits.no_capture = false; });
+  check("a launch in a capture", [&] { traits.launches_left = 0; }, [] {});
+  check("instantiation", [&] { traits.no_graph = true; }, [&] { traits.no_graph = false; });
+  check("launch", [&] { traits.no_graph_launch = true; }, [&] { traits.no_graph_launch = false; });
+}
+
+// Graphs are not kept without end.
+void check_many_lists() {
+  Fixture f;
+  for (int round = 0; round < 2; ++round)
+    for (int i = 0; i < 70; ++i) {
+      f.queue.describe(i);
+      f.push_add();
+      f.queue.flush(true);
+    }
+  CHECK(f.first() == 140.0f && f.queue.n_graphs() <= 64, "%g, %d graphs", double(f.first()), f.queue.n_graphs());
+}
+
 // While a list repeats, its commands are those that were kept; where that is not certain, those that were pushed.
 void check_kept_list() {
   Fixture f;
@@ -94,6 +131,8 @@ int main() {
   gristmill::cuda::emulation::set_seed(1);
   check_repeats();
   check_failed_list();
+  check_no_graphs();
+  check_many_lists();
   check_kept_list();
   return gristmill::test::failures("test_command_queue");
 }

@@ -33,6 +33,8 @@ void run_grid(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, bool
 
 // Ends the process where the stream is of another device than the current one.
 void check_stream(StreamHandle* stream, const Place& place = Place::current());
+// Throws DeviceError where the device's traits say that a launch is to fail.
+void count_launch(const char* name);
 // Launches and copies between these two are recorded and run by replay().
 void begin_recording();
 std::vector<std::function<void()>> end_recording();

@@ -86,6 +86,11 @@ void for_each_allocation(int device, const std::function<void(std::byte*, size_t
 }
 DeviceTraits& device_traits(int index) { return devices.at(size_t(index)); }
 void set_device_count(int n) { devices.resize(size_t(n)); }
+void count_launch(const char* name) {
+  int& left = devices[size_t(current)].launches_left;
+  if (left < 0 || left-- > 0) return;
+  throw DeviceError("[cuda] launch of " + std::string(name) + ": the emulation was told to fail");
+}
 void check_stream(Stream stream, const Place& place) {
   if (stream && stream->device != current)
     fail(place, "a stream of device %d is used while %d is the current one", stream->device, current);
@@ -218,10 +223,20 @@ struct GraphHandle {
   std::vector<std::function<void()>> work;
 };
 bool starts_capture() noexcept { return emulation::recording() && emulation::recorded_count() == 0; }
-void begin_capture(Stream, Place) { emulation::begin_recording(); }
-Graph end_capture(Stream, Place) { return new GraphHandle{emulation::end_recording()}; }
+void begin_capture(Stream, Place place) {
+  if (devices[size_t(current)].no_capture)
+    throw DeviceError(at_device("cudaStreamBeginCapture", place) + "not permitted");
+  emulation::begin_recording();
+}
+Graph end_capture(Stream, Place place) {
+  auto work = emulation::end_recording();
+  if (devices[size_t(current)].no_graph) throw DeviceError(at_device("cudaGraphInstantiate", place) + "not supported");
+  return new GraphHandle{std::move(work)};
+}
 void launch_graph(Graph graph, Stream stream, Place place) {
   emulation::check_stream(stream, place);
+  if (devices[size_t(current)].no_graph_launch)
+    throw DeviceError(at_device("cudaGraphLaunch", place) + "out of memory");
   for (const auto& work : graph->work) work();
 }
 void destroy_graph(Graph graph) noexcept { delete graph; }

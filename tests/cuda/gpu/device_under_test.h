@@ -25,6 +25,8 @@ struct DeviceTraits {
   bool fails = false;
   int times_asked = 0;
   bool has_code = true, has_context = false;
+  int launches_left = -1;
+  bool no_capture = false, no_graph = false, no_graph_launch = false;
 };
 
 inline DeviceTraits& device_traits(int = 0) {

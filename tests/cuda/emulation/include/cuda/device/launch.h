@@ -53,6 +53,7 @@ bool runs_sm90_code(void (*)(Parameters...)) {
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig& config, Arguments... arguments) {
   emulation::check_stream(config.stream);
+  emulation::count_launch(name);
   const bool first = starts_capture();
   const bool dependent = config.dependent && !first;
   const auto run = [=] {
