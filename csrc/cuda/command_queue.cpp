@@ -41,7 +41,7 @@ void CommandQueue::flush(bool may_repeat) {
     }
   } start_over{*this, may_repeat};
   n_commands_ = size_;
-  if (!may_repeat) return run_all();
+  if (!may_repeat || !makes_graphs_) return run_all();
   const auto found = graphs_.find(key_);
   if (found == graphs_.end()) {
     run_all();  // first: a kernel that was never loaded cannot be captured, and a list that failed has loaded not all

@@ -12,12 +12,14 @@
 #include <vector>
 
 #include "cuda/runtime.h"
+#include "cuda/switches.h"
 
 namespace gristmill::cuda {
 
 class CommandQueue {
  public:
-  explicit CommandQueue(Stream stream) : stream_(stream) {}
+  // graphs: whether lists may become such.
+  explicit CommandQueue(Stream stream, bool graphs = switches().graphs) : stream_(stream), makes_graphs_(graphs) {}
   ~CommandQueue() { forget_graphs(); }
   CommandQueue(const CommandQueue&) = delete;
   CommandQueue& operator=(const CommandQueue&) = delete;
@@ -99,6 +101,7 @@ class CommandQueue {
   }
 
   Stream stream_;
+  bool makes_graphs_;
   struct Command {
     uint64_t key;  // of the list up to here
     std::function<void()> run;

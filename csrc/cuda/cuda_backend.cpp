@@ -10,6 +10,7 @@ namespace gristmill::cuda {
 CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
   if (!device_.unusable.empty())
     throw DeviceError("[cuda:" + std::to_string(device) + "] " + device_.name + " cannot be used: " + device_.unusable);
+  switches();  // a wrong one is an error of loading
   use();
   stream_ = make_stream();
   queue_ = std::make_unique<CommandQueue>(stream_);

@@ -63,6 +63,17 @@ void check_failed_list() {
   CHECK(f.first() == 3.0f, "%g", double(f.first()));
 }
 
+// Switched off (GRISTMILL_CUDA_GRAPHS).
+void check_switched_off() {
+  Fixture f;
+  CommandQueue queue(f.stream, false);
+  for (int i = 1; i <= 3; ++i) {
+    queue.push("add", [&] { add(f.x.get(), f.y.get(), 64, f.stream); });
+    queue.flush(true);
+    CHECK(queue.n_graphs() == 0 && f.first() == float(i), "round %d: %d graphs", i, queue.n_graphs());
+  }
+}
+
 // A list of which no graph can be made, or run, runs plainly, and is not tried again.
 void check_no_graphs() {
   emulation::DeviceTraits& traits = emulation::device_traits();
@@ -131,6 +142,7 @@ int main() {
   gristmill::cuda::emulation::set_seed(1);
   check_repeats();
   check_failed_list();
+  check_switched_off();
   check_no_graphs();
   check_many_lists();
   check_kept_list();

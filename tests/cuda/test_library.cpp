@@ -1,6 +1,7 @@
 // The back end as the package has it: a library of its own that is opened by name, with nothing of it linked here. The
 // emulated one, or the real one on a GPU.
 //   test_library            opens GRISTMILL_TEST_LIBRARY
+//   test_library wrong_switch    expects GRISTMILL_CUDA_SYNC=yes
 //   test_library refused    expects GRISTMILL_CUDA_LIBRARY to name one that finds no GPU
 #include <algorithm>
 #include <cstdlib>
@@ -104,6 +105,16 @@ void check_generation() {
   CHECK(generate(engine) == first, "after an allocation that failed");
 }
 
+void check_wrong_switch() {
+  std::string what;
+  try {
+    Model().load(64);
+  } catch (const Error& e) {
+    what = e.what();
+  }
+  CHECK(what == "[cuda] GRISTMILL_CUDA_SYNC, expected 0 or 1, got yes", "%s", what.c_str());
+}
+
 void check_refused() {
   CHECK(entry() == nullptr && devices().empty());
   CHECK(why_not() == "the NVIDIA driver finds no GPU: the driver is too old", "%s", why_not().c_str());
@@ -117,7 +128,8 @@ int main(int argc, char** argv) {
     gristmill::cuda::test::check_refused();
   } else {
     setenv("GRISTMILL_CUDA_LIBRARY", GRISTMILL_TEST_LIBRARY, 1);
-    gristmill::cuda::test::check_generation();
+    const bool wrong_switch = argc > 1 && std::strcmp(argv[1], "wrong_switch") == 0;
+    wrong_switch ? gristmill::cuda::test::check_wrong_switch() : gristmill::cuda::test::check_generation();
   }
   return gristmill::test::failures("test_library");
 }

@@ -15,6 +15,7 @@
 
 #include "core/error.h"
 #include "cuda/runtime.h"
+#include "cuda/switches.h"
 
 #define KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
@@ -90,8 +91,15 @@ void launch(KernelName name, void (*kernel)(Parameters...), const LaunchConfig& 
   launch_config.stream = reinterpret_cast<cudaStream_t>(config.stream);
   launch_config.attrs = &attribute;
   const bool first = starts_capture();
-  launch_config.numAttrs = config.dependent && !first && runs_sm90_code(kernel) ? 1 : 0;
-  const cudaError_t error = cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
+  const bool dependent = config.dependent && switches().dependent_launch;
+  launch_config.numAttrs = dependent && !first && runs_sm90_code(kernel) ? 1 : 0;
+  cudaError_t error = cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
+  if (error == cudaSuccess && switches().sync) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    error = cudaStreamIsCapturing(launch_config.stream, &capture);
+    if (error == cudaSuccess && capture == cudaStreamCaptureStatusNone)
+      error = cudaStreamSynchronize(launch_config.stream);
+  }
   if (error != cudaSuccess) throw_launch_error(name.text, error, name.place);
 }
 

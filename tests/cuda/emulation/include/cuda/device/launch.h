@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cuda/runtime.h"
+#include "cuda/switches.h"
 #include "emulation/block.h"
 
 #define KERNEL(threads, blocks) void
@@ -55,7 +56,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig&
   emulation::check_stream(config.stream);
   emulation::count_launch(name);
   const bool first = starts_capture();
-  const bool dependent = config.dependent && !first;
+  const bool dependent = config.dependent && switches().dependent_launch && !first;
   const auto run = [=] {
     emulation::run_grid(name, config.grid, config.block, config.shared_bytes, dependent, [=] { kernel(arguments...); });
   };
