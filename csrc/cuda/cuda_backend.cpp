@@ -78,7 +78,9 @@ void CudaBackend::check_cache(const KvShape& shape) {
 unsigned* CudaBackend::counters(size_t n) {
   if (n > counters_.size) {
     grow(counters_, n);
+    counters_stale_ = true;  // until they are filled
     fill(counters_.memory.get(), 0, n * sizeof(unsigned), stream_);
+    counters_stale_ = false;
   }
   return counters_.memory.get();
 }
@@ -118,6 +120,10 @@ void CudaBackend::begin(const Batch& batch) {
   held_ = {};
   prepared_ = {};
   queue_->clear();
+  if (counters_stale_ && counters_.memory) {
+    fill(counters_.memory.get(), 0, counters_.size * sizeof(unsigned), stream_);
+    counters_stale_ = false;
+  }
   room_ = 0;  // the same rooms in every pass, or equal steps would be different lists
   decode_ = batch.is_decode();
   data_->begin(batch);
@@ -142,7 +148,12 @@ void CudaBackend::flush(bool may_repeat) {
   settle();
   if (queue_->empty()) return;
   data_->send();
-  queue_->flush(may_repeat);
+  try {
+    queue_->flush(may_repeat);
+  } catch (...) {
+    counters_stale_ = true;  // who was to come last, and to set them to 0, may not have been started
+    throw;
+  }
 }
 
 void CudaBackend::push_swiglu(const Swiglu& s, int n, const RowOutputs& out) {

@@ -133,7 +133,8 @@ class CudaBackend final : public Backend {
   int room_ = 0;
   Buffer<float> half_scales_, partials_;
   Buffer<uint16_t> halves_, scratch_;
-  Buffer<unsigned> counters_;
+  Buffer<unsigned> counters_;     // 0 between launches,
+  bool counters_stale_ = false;  // unless a list of them failed half-way
   Buffer<std::byte> attention_space_;
 
   Buffer<std::byte> top_space_;

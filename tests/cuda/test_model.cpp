@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/error.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
 #include "cuda/cuda_backend.h"
@@ -68,6 +69,37 @@ void check_one_graph(const TinyShape& shape) {
   }
 }
 
+// A step whose launches failed half-way leaves nothing to the next one: where formats differ, results are finished by
+// the last of several launches, and who came is counted.
+void check_failed_steps(TinyShape shape) {
+  shape.n_layer = 1;
+  shape.attn_v = formats::TypeId::Q8_0;
+  const TinyFile tiny(shape, formats::TypeId::Q4_0);
+  std::vector<float> expected;
+  for (int left = -1;; ++left) {
+    CudaBackend device(0);
+    if (device.device().name != "host emulation") return;  // a GPU fails when it wants
+    Runner runner(tiny, device);
+    const auto cache = runner.make_cache(KvType::F16, KvType::F16);
+    bool failed = false;
+    std::vector<float> logits;
+    emulation::device_traits().launches_left = left;
+    try {
+      runner.forward({cache.get()}, {{7}}, logits);
+    } catch (const DeviceError&) {
+      failed = true;
+      logits.clear();
+      runner.forward({cache.get()}, {{7}}, logits);
+    }
+    emulation::device_traits().launches_left = -1;
+    if (left < 0) expected = logits;
+    CHECK(logits == expected, "the step after one that failed at its launch %d has other logits", left);
+    if (left < 0 || failed) continue;
+    CHECK(left > 8, "%d launches a step", left);
+    return;
+  }
+}
+
 }  // namespace
 }  // namespace gristmill::cuda::test
 
@@ -87,6 +119,7 @@ int main() {
   cuda::test::check_model(shape, TypeId::F16, KvType::F32, KvType::F32, false, kSums);
   cuda::test::check_rows(shape);
   cuda::test::check_one_graph(shape);
+  cuda::test::check_failed_steps(shape);
   cuda::emulation::set_seed(2);
   cuda::emulation::device_traits().major = 8;
   cuda::emulation::device_traits().multiprocessors = 2;
