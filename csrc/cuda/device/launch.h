@@ -48,18 +48,20 @@ struct LaunchConfig {
 
 // Whether the kernels run on the current device as code of sm_90 or later: what runs on such a GPU may still have been
 // made for an older one. Only that code waits in grid_dependency_wait() and has bulk copies. It is the same for all
-// kernels of the library, and asked once of each device.
+// kernels of the library, and asked once of each device. Throws where it cannot be told: code for the wrong GPU is an
+// empty kernel.
 template <class... Parameters>
-bool runs_sm90_code(void (*kernel)(Parameters...)) {
-  constexpr int kAsked = 1;
+bool runs_sm90_code(void (*kernel)(Parameters...), Place place = Place::current()) {
   static std::array<std::atomic<int>, 64> versions{};
   int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess)
+    throw_launch_error("a kernel, cudaGetDevice", error, place);
   std::atomic<int>& version = versions[size_t(device) % versions.size()];
   if (version.load(std::memory_order_relaxed) == 0) {
     cudaFuncAttributes attributes{};
-    const bool known = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess;
-    version.store(known ? attributes.ptxVersion : kAsked, std::memory_order_relaxed);
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+    if (error != cudaSuccess) throw_launch_error("a kernel, cudaFuncGetAttributes", error, place);
+    version.store(attributes.ptxVersion, std::memory_order_relaxed);
   }
   return version.load(std::memory_order_relaxed) >= 90;
 }
