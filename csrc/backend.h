@@ -128,6 +128,9 @@ class Backend {
   // to write need not be written.
   virtual void begin(const Batch& /*batch*/) {}
   virtual void end() {}
+  // Called between layers of a pass that may be given up there. A device that only collects what it is told starts it,
+  // and waits until it is not far behind, so that what is left when the pass is given up is soon over.
+  virtual void catch_up() {}
   // out[t] = row ids[t] of table, [n, n_cols]
   virtual void embed(const Weight& table, std::span<const int32_t> ids, float* out) = 0;
   // out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight

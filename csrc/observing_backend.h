@@ -33,6 +33,7 @@ class ObservingBackend final : public Backend {
   bool share_memory(int layer, int other) const override { return inner_->share_memory(layer, other); }
   void begin(const Batch& batch) override { inner_->begin(batch); }
   void end() override { inner_->end(); }
+  void catch_up() override { inner_->catch_up(); }
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override { inner_->embed(table, ids, out); }
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override {
     inner_->rms_norm(x, weight, eps, n, n_cols, out);

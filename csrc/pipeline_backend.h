@@ -32,6 +32,7 @@ class PipelineBackend final : public Backend {
   bool share_memory(int layer, int other) const override { return stage_of(layer) == stage_of(other); }
   void begin(const Batch& batch) override;
   void end() override;
+  void catch_up() override { here().catch_up(); }  // the others have handed on what they made
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override;
   void matmul(std::span<const Product> products, const float* x, int n, Phase phase) override;

@@ -15,6 +15,7 @@ CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
   stream_ = make_stream();
   queue_ = std::make_unique<CommandQueue>(stream_);
   data_ = std::make_unique<PassData>(stream_);
+  for (Event& event : behind_) event = make_event();
 }
 
 CudaBackend::~CudaBackend() {
@@ -25,6 +26,7 @@ CudaBackend::~CudaBackend() {
   }
   queue_.reset();
   data_.reset();
+  for (const Event event : behind_) destroy_event(event);
   destroy_stream(stream_);
 }
 
@@ -119,6 +121,7 @@ void CudaBackend::begin(const Batch& batch) {
   // What a pass that was given up left.
   held_ = {};
   prepared_ = {};
+  n_caught_up_ = 0;
   queue_->clear();
   if (counters_stale_ && counters_.memory) {
     fill(counters_.memory.get(), 0, counters_.size * sizeof(unsigned), stream_);
@@ -146,6 +149,10 @@ void CudaBackend::settle() {
 void CudaBackend::flush(bool may_repeat) {
   use();
   settle();
+  start(may_repeat);
+}
+
+void CudaBackend::start(bool may_repeat) {
   if (queue_->empty()) return;
   data_->send();
   try {
@@ -154,6 +161,18 @@ void CudaBackend::flush(bool may_repeat) {
     counters_stale_ = true;  // who was to come last, and to set them to 0, may not have been started
     throw;
   }
+}
+
+// Every few layers, and then for those that were started the time before: the GPU always has some ahead. What is held
+// back stays so, to be fused. A decoding step is over before anyone waits, and is one graph.
+void CudaBackend::catch_up() {
+  constexpr int kLayers = 4;
+  if (decode_ || n_caught_up_++ % kLayers != 0) return;
+  use();
+  start(false);
+  const int turn = n_caught_up_ / kLayers % 2;
+  record(behind_[turn], stream_);
+  if (n_caught_up_ > kLayers) synchronize(behind_[turn ^ 1]);
 }
 
 void CudaBackend::push_swiglu(const Swiglu& s, int n, const RowOutputs& out) {

@@ -37,6 +37,7 @@ class CudaBackend final : public Backend {
   void check_cache(const KvShape& shape) override;
   void begin(const Batch& batch) override;
   void end() override { flush(decode_); }
+  void catch_up() override;
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
   void rms_norm(const float* x, const float* weight, float eps, int n, int64_t n_cols, float* out) override;
   void matmul(std::span<const Product> products, const float* x, int n, Phase phase) override;
@@ -100,6 +101,7 @@ class CudaBackend final : public Backend {
   void use() const { set_device(device_.index); }
   void settle();  // queues what is held back
   void flush(bool may_repeat);
+  void start(bool may_repeat);  // the same without what is held back
 
   // Room for x in the form that products of decoding, or of prefill, read: for decoding there are two rooms in turn, so
   // that a product may make the other's.
@@ -123,6 +125,8 @@ class CudaBackend final : public Backend {
   std::variant<std::monostate, Add, Swiglu, Products> held_;
   Prepared prepared_;
   Buffer<int32_t> indices_;
+  int n_caught_up_ = 0;   // calls of catch_up()
+  Event behind_[2] = {};  // recorded in turn by those that started something
 
   struct QuantizedRoom {
     Buffer<int8_t> planes;

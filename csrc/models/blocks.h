@@ -46,10 +46,11 @@ class Blocks {
  public:
   Blocks(const Hyperparameters& h, const Weights& weights, Backend& backend);
 
-  void embed(const Batch& batch);                     // x = rows of token_embd; rope tables for the batch
-  void attention(const Batch& batch, int layer);      // x += attention(norm(x))
-  void feed_forward(const Batch& batch, int layer);   // x += ffn(norm(x))
-  void head(const Batch& batch, float* logits);       // logits of batch.output_rows, to the host; ends the pass
+  void embed(const Batch& batch);                    // x = rows of token_embd; rope tables for the batch
+  void attention(const Batch& batch, int layer);     // x += attention(norm(x))
+  void feed_forward(const Batch& batch, int layer);  // x += ffn(norm(x))
+  void head(const Batch& batch, float* logits);      // logits of batch.output_rows, to the host; ends the pass
+  void catch_up() { backend_.catch_up(); }
   void copy_residual(const Batch& batch, int layer);  // batch.residuals[layer] = x
 
  private:

@@ -19,7 +19,10 @@ class DenseDecoder final : public Model {
   void forward(const Batch& batch, float* logits, const std::function<void()>& between_layers) override {
     blocks_.embed(batch);
     for (int layer = 0; layer < h_.n_layer; ++layer) {
-      if (between_layers) between_layers();
+      if (between_layers) {
+        blocks_.catch_up();
+        between_layers();
+      }
       if (batch.residuals) blocks_.copy_residual(batch, layer);
       blocks_.attention(batch, layer);
       blocks_.feed_forward(batch, layer);

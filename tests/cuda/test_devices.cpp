@@ -330,6 +330,36 @@ void check_top_logits_refused(const Model& model) {
   CHECK(cache->n_past() == 0);
 }
 
+// A prompt that may be given up between layers is under way there, and its logits have the same bits.
+void check_between_layers() {
+  const Model model(12);
+  const int& launches = emulation::device_traits(0).launches;
+  Engine engine = model.load(options("cuda:0"));
+  const std::vector<int32_t> prompt(20, 3);
+  const auto forward = [&](const std::function<void()>& between_layers) {
+    std::vector<float> logits(size_t(engine.hyperparameters().n_vocab));
+    engine.forward(*engine.make_cache(), prompt, LogitsOf::kLast, logits.data(), between_layers);
+    return logits;
+  };
+  const std::vector<float> expected = forward({});
+  std::vector<int> seen;
+  const int before = launches;
+  CHECK(forward([&] { seen.push_back(launches - before); }) == expected, "other logits");
+  CHECK(seen.size() == 12 && seen[3] < seen[5] && seen[7] < seen[9] && seen[11] > (launches - before) / 2,
+        "launches before the layers: %d, %d, %d, %d; %d in all", seen[3], seen[5], seen[9], seen[11],
+        launches - before);
+  bool given_up = false;
+  int layer = 0;
+  try {
+    forward([&] {
+      if (++layer == 7) throw Error("given up");
+    });
+  } catch (const Error&) {
+    given_up = true;
+  }
+  CHECK(given_up && forward({}) == expected, "a pass after one that was given up");
+}
+
 void check_progress(const Model& model) {
   EngineOptions o = options("cuda");
   std::vector<int64_t> done;
@@ -372,6 +402,7 @@ int main() {
     o.n_gpu_layers = 2;
     check_top_logits(model, o);
     check_top_logits_refused(model);
+    check_between_layers();
     check_progress(model);
   }
   for (int i = 0; i < 2; ++i)

@@ -15,9 +15,11 @@ struct DeviceTraits {
   bool fails = false;                      // whether asking for it fails
   int times_asked = 0;                     // for its properties
   bool has_code = true;                    // whether the library was compiled for it
-  int launches_left = -1;                  // before one fails, once; -1: none does
-  bool no_capture = false, no_graph = false, no_graph_launch = false;  // what fails of graphs
   bool has_context = false;                // whether it was ever made the current one
+  int launches = 0;                        // so far
+  int launches_left = -1;                  // before one fails, once; -1: none does
+  // What fails of graphs.
+  bool no_capture = false, no_graph = false, no_graph_launch = false;
 };
 
 DeviceTraits& device_traits(int index = 0);

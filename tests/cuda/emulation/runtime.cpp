@@ -87,6 +87,7 @@ void for_each_allocation(int device, const std::function<void(std::byte*, size_t
 DeviceTraits& device_traits(int index) { return devices.at(size_t(index)); }
 void set_device_count(int n) { devices.resize(size_t(n)); }
 void count_launch(const char* name) {
+  ++devices[size_t(current)].launches;
   int& left = devices[size_t(current)].launches_left;
   if (left < 0 || left-- > 0) return;
   throw DeviceError("[cuda] launch of " + std::string(name) + ": the emulation was told to fail");

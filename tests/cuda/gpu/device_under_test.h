@@ -25,7 +25,7 @@ struct DeviceTraits {
   bool fails = false;
   int times_asked = 0;
   bool has_code = true, has_context = false;
-  int launches_left = -1;
+  int launches = 0, launches_left = -1;
   bool no_capture = false, no_graph = false, no_graph_launch = false;
 };
 
