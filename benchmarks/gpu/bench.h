@@ -56,7 +56,7 @@ inline double median(std::vector<double> values) {
 // Median milliseconds of f(i), which launches on the stream; f runs `inner` times between two events.
 template <class F>
 double median_ms(const Context& c, int inner, const F& f) {
-  const Event begin = make_event(), end = make_event();
+  const Event begin = make_timer(), end = make_timer();
   std::vector<double> times;
   int i = 0;
   f(i++);  // loads the kernels

@@ -12,10 +12,11 @@ CudaBackend::CudaBackend(int device) : device_(device_info(device)) {
     throw DeviceError("[cuda:" + std::to_string(device) + "] " + device_.name + " cannot be used: " + device_.unusable);
   switches();  // a wrong one is an error of loading
   use();
-  stream_ = make_stream();
+  own_stream_.reset(make_stream());
+  stream_ = own_stream_.get();
   queue_ = std::make_unique<CommandQueue>(stream_);
   data_ = std::make_unique<PassData>(stream_);
-  for (Event& event : behind_) event = make_event();
+  for (EventPointer& event : behind_) event.reset(make_event());
 }
 
 CudaBackend::~CudaBackend() {
@@ -26,8 +27,6 @@ CudaBackend::~CudaBackend() {
   }
   queue_.reset();
   data_.reset();
-  for (const Event event : behind_) destroy_event(event);
-  destroy_stream(stream_);
 }
 
 // --- Memory
@@ -171,8 +170,8 @@ void CudaBackend::catch_up() {
   use();
   start(false);
   const int turn = n_caught_up_ / kLayers % 2;
-  record(behind_[turn], stream_);
-  if (n_caught_up_ > kLayers) synchronize(behind_[turn ^ 1]);
+  record(behind_[turn].get(), stream_);
+  if (n_caught_up_ > kLayers) synchronize(behind_[turn ^ 1].get());
 }
 
 void CudaBackend::push_swiglu(const Swiglu& s, int n, const RowOutputs& out) {

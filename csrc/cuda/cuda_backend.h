@@ -36,6 +36,8 @@ class CudaBackend final : public Backend {
   std::unique_ptr<KvCache> make_cache(const KvShape& shape) override;
   void check_cache(const KvShape& shape) override;
   void begin(const Batch& batch) override;
+  // A pass without logits goes on behind this, so that the next one is prepared meanwhile: a kernel's fault is reported
+  // by what waits next, and nothing can be had from the GPU after one.
   void end() override { flush(decode_); }
   void catch_up() override;
   void embed(const Weight& table, std::span<const int32_t> ids, float* out) override;
@@ -113,7 +115,8 @@ class CudaBackend final : public Backend {
   void push_products(const Products& p, const Finish& finish);
 
   DeviceInfo device_;
-  Stream stream_ = nullptr;
+  StreamPointer own_stream_;  // goes last, also where the constructor fails
+  Stream stream_ = nullptr;   // own_stream_'s
   std::unique_ptr<CommandQueue> queue_;
   std::vector<DevicePointer<std::byte>> matrices_;
   std::unique_ptr<Uploader> uploader_;  // while weights are loaded
@@ -125,8 +128,8 @@ class CudaBackend final : public Backend {
   std::variant<std::monostate, Add, Swiglu, Products> held_;
   Prepared prepared_;
   Buffer<int32_t> indices_;
-  int n_caught_up_ = 0;   // calls of catch_up()
-  Event behind_[2] = {};  // recorded in turn by those that started something
+  int n_caught_up_ = 0;     // calls of catch_up()
+  EventPointer behind_[2];  // recorded in turn by those that started something
 
   struct QuantizedRoom {
     Buffer<int8_t> planes;
@@ -137,7 +140,7 @@ class CudaBackend final : public Backend {
   int room_ = 0;
   Buffer<float> half_scales_, partials_;
   Buffer<uint16_t> halves_, scratch_;
-  Buffer<unsigned> counters_;     // 0 between launches,
+  Buffer<unsigned> counters_;    // 0 between launches,
   bool counters_stale_ = false;  // unless a list of them failed half-way
   Buffer<std::byte> attention_space_;
 

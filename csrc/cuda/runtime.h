@@ -99,11 +99,21 @@ void copy_on_device(void* to, const void* from, size_t bytes, Stream stream, Pla
 void fill(void* p, int byte, size_t bytes, Stream stream, Place place = Place::current());
 
 Event make_event(Place place = Place::current());
+Event make_timer(Place place = Place::current());  // an event that milliseconds() takes; others are cheaper
 void destroy_event(Event event) noexcept;
 void record(Event event, Stream stream, Place place = Place::current());
 void wait(Stream stream, Event event, Place place = Place::current());  // the stream waits
 void synchronize(Event event, Place place = Place::current());          // the host waits
 float milliseconds(Event from, Event to, Place place = Place::current());
+
+struct DestroyStream {
+  void operator()(Stream stream) const noexcept { destroy_stream(stream); }
+};
+struct DestroyEvent {
+  void operator()(Event event) const noexcept { destroy_event(event); }
+};
+using StreamPointer = std::unique_ptr<StreamHandle, DestroyStream>;
+using EventPointer = std::unique_ptr<EventHandle, DestroyEvent>;
 
 // What is launched on the stream between these two becomes a graph.
 void begin_capture(Stream stream, Place place = Place::current());

@@ -43,11 +43,13 @@ DevicePointer<std::byte> Uploader::upload(const Weight& w) {
   if (bytes > stage_bytes_) {
     synchronize(stream_);
     // A full piece, unless this is the largest matrix there is.
-    stage_bytes_ = std::max(bytes, std::min(size_t(kPieceBytes), size_t(w.n_rows * w.row_bytes())));
+    const size_t larger = std::max(bytes, std::min(size_t(kPieceBytes), size_t(w.n_rows * w.row_bytes())));
+    stage_bytes_ = 0;  // where there is no memory for them there are none
     for (auto& stage : stages_) {
       stage.reset();
-      stage = std::make_unique<Stage>(stage_bytes_);
+      stage = std::make_unique<Stage>(larger);
     }
+    stage_bytes_ = larger;
   }
   for (int64_t row = 0; row < w.n_rows; row += rows_at_once, next_ ^= 1) {
     Stage& stage = *stages_[next_];

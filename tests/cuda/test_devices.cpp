@@ -141,6 +141,26 @@ void check_counts() {
   }
 }
 
+// An upload for which there is no memory, then one for which there is.
+void check_failed_upload() {
+  const auto backend = gristmill_cuda_entry()->make_backend(0);
+  emulation::DeviceTraits& traits = emulation::device_traits(0);
+  const formats::FormatInfo& format = *formats::find_format(uint32_t(formats::TypeId::Q8_0));
+  const Weight shape{&format, nullptr, 1100, 1024};
+  const std::vector<std::byte> file(size_t(shape.n_rows * shape.row_bytes()));
+  const Weight weight{&format, file.data(), shape.n_rows, shape.n_cols};
+  const int64_t before = traits.memory_bytes;
+  traits.memory_bytes = traits.used_bytes + 4 * kMiB;  // for the tiles, and not for what they pass through
+  bool failed = false;
+  try {
+    backend->upload_matrix(weight);
+  } catch (const DeviceError&) {
+    failed = true;
+  }
+  traits.memory_bytes = before;
+  CHECK(failed && backend->upload_matrix(weight));
+}
+
 size_t gpu_layers(const Engine& engine) {
   const DeviceLayers& last = engine.device_layers().back();
   return last.gpu < 0 ? 0 : size_t(last.last - last.first);
@@ -392,6 +412,7 @@ int main() {
     check_placements(model);
     check_refusals(model);
     check_counts();
+    check_failed_upload();
     check_memory(model);
     check_who_is_asked(model);
     check_unusable(model);

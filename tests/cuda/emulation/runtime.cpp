@@ -37,6 +37,7 @@ struct StreamHandle {
 struct EventHandle {
   StreamHandle* stream = nullptr;
   uint64_t n_copies = 0;  // of the stream when it was recorded
+  bool timed = false;
 };
 
 namespace {
@@ -212,13 +213,24 @@ void fill(void* p, int byte, size_t bytes, Stream stream, Place place) {
 }
 
 Event make_event(Place) { return new EventHandle; }
+Event make_timer(Place) {
+  Event event = new EventHandle;
+  event->timed = true;
+  return event;
+}
 void destroy_event(Event event) noexcept { delete event; }
-void record(Event event, Stream stream, Place) { *event = {&handle_of(stream), handle_of(stream).n_copies}; }
+void record(Event event, Stream stream, Place) {
+  event->stream = &handle_of(stream);
+  event->n_copies = handle_of(stream).n_copies;
+}
 void wait(Stream, Event, Place) {}
 void synchronize(Event event, Place) {
   if (event->stream) give_back(*event->stream, event->n_copies);
 }
-float milliseconds(Event, Event, Place) { return 1.0f; }
+float milliseconds(Event from, Event to, Place place) {
+  if (!from->timed || !to->timed) emulation::fail(place, "the time of an event without one");
+  return 1.0f;
+}
 
 struct GraphHandle {
   std::vector<std::function<void()>> work;
