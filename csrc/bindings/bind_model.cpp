@@ -161,6 +161,7 @@ void bind_model(nb::module_& m) {
   m.def(
       "cuda_devices",
       [] {
+        const nb::gil_scoped_release release;
         std::vector<std::tuple<std::string, int, int, int, int64_t, int64_t, int>> all;
         for (const cuda::DeviceInfo& d : cuda::devices())
           all.push_back({d.name, d.major, d.minor, d.multiprocessors, d.memory_bytes, d.free_bytes, d.driver_version});
@@ -168,6 +169,13 @@ void bind_model(nb::module_& m) {
       },
       "GPUs, in the driver's order: name, compute capability (major, minor), multiprocessors, bytes of memory, bytes "
       "free, the driver's CUDA version (1000 major + 10 minor).");
+  m.def(
+      "cuda_device_count",
+      [] {
+        const cuda::Entry* entry = cuda::entry();
+        return entry ? entry->device_count(nullptr) : 0;
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "How many GPUs there are; takes no memory of theirs.");
   m.def("cuda_why_not", cuda::why_not, "Why no GPU can be used; empty where one can.");
   m.def("default_thread_count", default_thread_count,
         "Physical cores this process may use, affinity and cgroup quota counted.");

@@ -96,6 +96,9 @@ def cuda_devices() -> list[tuple[str, int, int, int, int, int, int]]:
     GPUs, in the driver's order: name, compute capability (major, minor), multiprocessors, bytes of memory, bytes free, the driver's CUDA version (1000 major + 10 minor).
     """
 
+def cuda_device_count() -> int:
+    """How many GPUs there are; takes no memory of theirs."""
+
 def cuda_why_not() -> str:
     """Why no GPU can be used; empty where one can."""
 

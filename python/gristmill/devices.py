@@ -23,8 +23,16 @@ class Gpu:
     driver: tuple[int, int]
 
 
+def gpu_count() -> int:
+    """How many GPUs :func:`gpus` describes, at no cost: asking each for its memory takes some of it."""
+    return _core.cuda_device_count()
+
+
 def gpus() -> list[Gpu]:
-    """The GPUs that this build can use, in the driver's order. Raises DeviceError where the driver fails."""
+    """The GPUs that there are, in the driver's order.
+
+    One that fails, or for which this build has no code, has no free memory, and the reason in its name.
+    """
     return [
         Gpu(i, name, (major, minor), n, memory, free, (driver // 1000, driver % 1000 // 10))
         for i, (name, major, minor, n, memory, free, driver) in enumerate(_core.cuda_devices())

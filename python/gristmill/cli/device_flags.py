@@ -51,7 +51,7 @@ def add_device_flags(group: argparse._ActionsContainer) -> None:
 
 def device_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`gristmill.load` is told of devices."""
-    from gristmill.devices import gpus
+    from gristmill.devices import gpu_count
 
     device = "cpu" if args.device in {"none", "cpu"} else args.device
     if args.split_mode in {"row", "tensor"}:
@@ -60,7 +60,7 @@ def device_arguments(args: argparse.Namespace) -> dict[str, Any]:
             GristmillWarning,
             stacklevel=2,
         )
-    if args.split_mode == "none" and device in {"auto", "cuda"} and gpus():
+    if args.split_mode == "none" and device in {"auto", "cuda"} and gpu_count() > 0:
         device = f"cuda:{args.main_gpu or 0}"
     return {
         "device": device,
