@@ -23,8 +23,10 @@ if(NOT gristmill_nvcc)
   set(gristmill_nvcc $ENV{CUDACXX})
 endif()
 execute_process(COMMAND ${gristmill_nvcc} --version OUTPUT_VARIABLE gristmill_nvcc_version ERROR_QUIET)
-if(gristmill_nvcc_version MATCHES "release ([0-9.]+)" AND CMAKE_MATCH_1 VERSION_LESS 12.0)
-  set(gristmill_too_old "gristmill: ${gristmill_nvcc} is of CUDA ${CMAKE_MATCH_1}, C++20 needs 12.0 or later")
+if(gristmill_nvcc_version MATCHES "release ([0-9.]+)" AND CMAKE_MATCH_1 VERSION_LESS 12.3)
+  # C++20 would be content with 12.0.
+  string(CONCAT gristmill_too_old "gristmill: ${gristmill_nvcc} is of CUDA ${CMAKE_MATCH_1}, programmatic dependent "
+    "launches in graphs need 12.3 or later")
   if(GRISTMILL_CUDA STREQUAL "ON")
     message(FATAL_ERROR "${gristmill_too_old}")
   endif()
