@@ -54,6 +54,7 @@ function(gristmill_cuda_architectures result capabilities)
   set(${result} ${architectures} PARENT_SCOPE)
 endfunction()
 
+set(gristmill_architectures_given ${CMAKE_CUDA_ARCHITECTURES})
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   # The GPUs of this machine that the kernels support, or where there is none every supported one, and code for the
   # driver to compile for others.
@@ -69,6 +70,11 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
       set(CMAKE_CUDA_ARCHITECTURES ${own})
     endif()
   endif()
+endif()
+if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)90(-real|-virtual)?(;|$)" AND gristmill_architectures_given
+    AND NOT CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)90a")
+  message(WARNING "gristmill: CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES} has 90 and not 90a: wgmma is in code "
+    "for 90a alone, so prompts on an H100 or H200 will be multiplied with mma.sync, which is slower; add 90a-real")
 endif()
 enable_language(CUDA)
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know that nvcc has C++20
