@@ -33,6 +33,8 @@ struct Entry {
   // activations and logits that it allocates for others).
   int64_t (*matrix_bytes)(formats::TypeId format, int64_t n_rows, int64_t n_cols);
   int64_t (*cache_bytes)(const KvShape& shape);
+  // Whether attention over such a cache has fast kernels.
+  bool (*fast_attention)(const KvShape& shape);
   int64_t (*pass_bytes)(const PassShape& shape, const DeviceInfo& device);
   // Runs for about `seconds`, twice as long for all of it.
   DeviceLimits (*measure_limits)(int index, double seconds);

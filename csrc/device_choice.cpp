@@ -170,8 +170,16 @@ class Chooser {
   ModelBytes model_;  // without work space
 };
 
+std::string why_slow(const KvShape& cache) {
+  const auto name = [](KvType type) { return type == KvType::F32 ? "f32" : type == KvType::F16 ? "f16" : "q8_0"; };
+  return std::string("attention over keys of ") + name(cache.type_k) + " in heads of " +
+         std::to_string(cache.head_dim_k) + " and values of " + name(cache.type_v) + " in heads of " +
+         std::to_string(cache.head_dim_v) +
+         " is slow on a GPU; fast are f16 or q8_0 for both (cache_type_k, cache_type_v) in heads of 64 or 128";
+}
+
 DeviceChoice cpu_choice(const models::Hyperparameters& h, int max_batch, std::string note) {
-  return {{{-1, "cpu", 0, h.n_layer + 1}}, std::move(note), max_batch};
+  return {{{-1, "cpu", 0, h.n_layer + 1}}, std::move(note), "", max_batch};
 }
 
 }  // namespace
@@ -206,13 +214,15 @@ DeviceChoice choose_device(const models::ModelSource& source, const models::Hype
     plan = chooser.place_on_one(indices[wanted.main_gpu], wanted.n_gpu_layers);
   if (!plan) plan = chooser.place(indices, wanted);
 
-  DeviceChoice choice{{}, "", plan->max_batch};
+  DeviceChoice choice{{}, "", "", plan->max_batch};
   const int n = plan->placement.n_gpu_layers();
   if (n < all && !wanted.n_gpu_layers) choice.note = why_not_more(plan->bytes, plan->gpus, wanted, plan->placement);
   if (n == 0 && !automatic) throw DeviceError("[device] " + choice.note + " for one layer; -ngl 0 runs it on the CPU");
   if (n < all) choice.layers.push_back({-1, "cpu", 0, all - n});
   for (const Placement::Range& r : plan->placement.ranges)
     choice.layers.push_back({plan->indices[r.gpu], plan->gpus[r.gpu].name, r.first, r.last});
+  const KvShape cache{1, h.n_head_kv, h.head_dim_k, h.head_dim_v, 1, request.type_k, request.type_v};
+  if (n > 1 && !entry->fast_attention(cache)) choice.slow = why_slow(cache);  // the output alone attends to nothing
   return choice;
 }
 

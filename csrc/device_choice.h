@@ -36,6 +36,7 @@ struct DeviceLayers {
 struct DeviceChoice {
   std::vector<DeviceLayers> layers;  // all of them, in order
   std::string note;                  // why not, or not all of it, on a GPU that could have been meant
+  std::string slow;                  // what of the request is slow on the GPUs that were chosen, and what would not be
   int max_batch = 0;                 // tokens of a pass
 
   bool on_gpus_only() const { return layers.front().gpu >= 0; }

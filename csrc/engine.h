@@ -47,6 +47,8 @@ class Engine {
   const std::vector<DeviceLayers>& device_layers() const { return devices_.layers; }
   // Why the automatic choice was not a GPU, or not for all layers; empty where it was, or was not asked for.
   const std::string& device_note() const { return devices_.note; }
+  // What is slow on the GPUs that were chosen, and what would not be; mostly empty.
+  const std::string& device_slow() const { return devices_.slow; }
   int64_t n_ctx() const { return n_ctx_; }
   int n_threads() const { return backend_->n_threads(); }
   // Most tokens that a pass should have, so that work space stays small beside the file.

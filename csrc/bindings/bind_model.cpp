@@ -212,6 +212,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("finds_top_logits", &Engine::finds_top_logits)
       .def_prop_ro_static("most_top_logits", [](nb::handle) { return Engine::kMostTopLogits; })
       .def_prop_ro("device_note", &Engine::device_note)
+      .def_prop_ro("device_slow", &Engine::device_slow)
       .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
       .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); })
       .def("observe", &Engine::observe, nb::call_guard<nb::gil_scoped_release>(),

@@ -10,6 +10,12 @@
 
 namespace gristmill::cuda {
 
+// Whether the fast kernels take these caches; the plain one takes all.
+constexpr bool has_fast_attention(const KvLayout& l) {
+  return l.type_k == l.type_v && l.type_k != KvType::F32 && l.head_dim_k == l.head_dim_v &&
+         (l.head_dim_k == 64 || l.head_dim_k == 128);
+}
+
 // Work space of decode_attention for up to n rows, in bytes; depends on the device, not on positions.
 int64_t decode_attention_workspace(const KvLayout& layout, int n_head, int n, const DeviceInfo& device);
 

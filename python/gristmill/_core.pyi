@@ -165,6 +165,9 @@ class Engine:
     def device_note(self) -> str: ...
 
     @property
+    def device_slow(self) -> str: ...
+
+    @property
     def keys_read(self) -> set[str]: ...
 
     @property

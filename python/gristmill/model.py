@@ -115,6 +115,8 @@ def _warn_about_device(model: Model, n_gpu_layers: int | None) -> None:
             GristmillWarning,
             stacklevel=3,
         )
+    if model.engine.device_slow:
+        warnings.warn(model.engine.device_slow, GristmillWarning, stacklevel=3)
     if model.device == "cpu":
         asked = n_gpu_layers not in (None, 0)
         if asked or (note and not devices.why_no_gpu()):

@@ -283,6 +283,39 @@ void check_unusable(const Model& model) {
   first.has_code = true;
 }
 
+// Types of caches that only the plain kernel takes.
+void check_slow(const Model& model) {
+  const auto slow = [&](KvType k, KvType v, int n_gpu_layers) {
+    EngineOptions o = options("cuda");
+    o.type_k = k;
+    o.type_v = v;
+    o.n_gpu_layers = n_gpu_layers;
+    return model.load(o).device_slow();
+  };
+  constexpr KvType kF16 = KvType::F16, kQ8 = KvType::Q8_0, kF32 = KvType::F32;
+  const std::string shapes = "attention over keys of f16 in heads of 32 and values of f16 in heads of 32 is slow on a";
+  expect_part(slow(kF16, kF16, 99), shapes);  // the model's heads
+  expect(slow(kF16, kF16, 0), "");
+  expect(slow(kF16, kF16, 1), "");
+  TinyShape shape;
+  shape.n_head = 4;
+  shape.n_head_kv = 2;  // heads of 64
+  Model wide(1);
+  wide.tiny = make_tiny(shape, formats::TypeId::Q4_0);
+  CHECK(wide.file.write(wide.tiny.bytes));
+  const auto wide_slow = [&](KvType k, KvType v) {
+    EngineOptions o = options("cuda");
+    o.type_k = k;
+    o.type_v = v;
+    return wide.load(o).device_slow();
+  };
+  expect(wide_slow(kF16, kF16), "");
+  expect(wide_slow(kQ8, kQ8), "");
+  expect_part(wide_slow(kF16, kQ8),
+              "keys of f16 in heads of 64 and values of q8_0 in heads of 64 is slow on a GPU; fast");
+  expect_part(wide_slow(kF32, kF32), "keys of f32");
+}
+
 // What a kernel or an allocation of a device reports names it.
 void check_device_is_named(const Model& model) {
   Engine engine = model.load(options("cuda:1"));
@@ -416,6 +449,7 @@ int main() {
     check_memory(model);
     check_who_is_asked(model);
     check_unusable(model);
+    check_slow(model);
     check_contexts(model);
     check_device_is_named(model);
     check_top_logits(model, options("cuda"));

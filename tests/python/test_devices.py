@@ -122,10 +122,10 @@ def test_rows_are_not_split() -> None:
         device_arguments(parser.parse_args(["-sm", "row"]))
 
 
-def loaded(parts: list[tuple[str, int, int]], note: str, precise: bool = False) -> Any:
+def loaded(parts: list[tuple[str, int, int]], note: str, precise: bool = False, slow: str = "") -> Any:
     """What the engine says it did, without one."""
     fake = object.__new__(gristmill.Model)
-    fake.engine = SimpleNamespace(device_layers=parts, device_note=note, n_layer=4)  # type: ignore[assignment]
+    fake.engine = SimpleNamespace(device_layers=parts, device_note=note, device_slow=slow, n_layer=4)  # type: ignore[assignment]
     fake.precise = precise
     return fake
 
@@ -148,6 +148,8 @@ def test_warnings_about_devices() -> None:
         model._warn_about_device(loaded([("cpu", 0, 5)], "no driver"), 99)
     with pytest.warns(GristmillWarning, match="precise has no effect on a GPU, where prompts .* 11 bits"):
         model._warn_about_device(loaded([("cuda:0 (H200)", 0, 5)], "", precise=True), None)
+    with pytest.warns(GristmillWarning, match="^attention is slow$"):
+        model._warn_about_device(loaded([("cuda:0 (H200)", 0, 5)], "", slow="attention is slow"), None)
 
 
 def test_bits_of_prefill_on_a_gpu(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 // The one symbol of the library that the extension module looks up.
+#include "cuda/attention.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/limits.h"
 #include "cuda/matrix.h"
@@ -16,6 +17,7 @@ extern "C" __attribute__((visibility("default"))) const gristmill::cuda::Entry* 
         return allocated_bytes(matrix_bytes(format, n_rows, n_cols));
       },
       [](const gristmill::KvShape& shape) { return allocated_bytes(layout_of(shape).total_bytes()); },
+      [](const gristmill::KvShape& shape) { return has_fast_attention(layout_of(shape)); },
       [](const PassShape& shape, const DeviceInfo& device) { return pass_bytes(shape, device); },
       [](int index, double seconds) { return measure_limits(index, seconds); },
   };
