@@ -22,7 +22,7 @@ namespace gristmill::test {
 struct TinyShape {
   std::string architecture = "qwen2";
   int64_t n_vocab = 40, n_embd = 256, n_head = 4, n_head_kv = 2, n_ff = 256, n_layer = 1, n_ctx = 64;
-  std::optional<formats::TypeId> attn_v = {};  // another format than all matrices'
+  std::optional<formats::TypeId> ffn_up = {};  // another format than all matrices'
 };
 
 // A file without a name, which goes with the object.
@@ -83,7 +83,7 @@ inline TinyModel make_tiny(const TinyShape& s, formats::TypeId matrices) {
   };
   const auto size = [](int64_t n) { return uint64_t(n); };
   const auto matrix = [&](const std::string& name, int64_t rows, int64_t cols) {
-    const formats::TypeId type = name.ends_with("attn_v") ? s.attn_v.value_or(matrices) : matrices;
+    const formats::TypeId type = name.ends_with("ffn_up") ? s.ffn_up.value_or(matrices) : matrices;
     add(name + ".weight", type, {size(rows), size(cols)}, 0.0f);
   };
   const auto vector = [&](const std::string& name, int64_t n, float mean) {

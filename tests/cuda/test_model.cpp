@@ -73,7 +73,7 @@ void check_one_graph(const TinyShape& shape) {
 // the last of several launches, and who came is counted.
 void check_failed_steps(TinyShape shape) {
   shape.n_layer = 1;
-  shape.attn_v = formats::TypeId::Q8_0;
+  shape.ffn_up = formats::TypeId::Q8_0;
   const TinyFile tiny(shape, formats::TypeId::Q4_0);
   std::vector<float> expected;
   for (int left = -1;; ++left) {
