@@ -23,6 +23,21 @@ inline bool fits_tiles(const AttentionTask& t) {
          t.head_dim_v % kPanelRows == 0;
 }
 
+// Two k of 16 positions, or of 16 dimensions, into the lines of a tile, the pairs side by side.
+template <int kPlanes>
+GRISTMILL_INLINE void set_pair(Bf16Tile (*to)[kPlanes], int pair, __m512 even, __m512 odd) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i hi = _mm512_permutexvar_epi16(order, to_bf16(even, odd));
+  _mm512_store_si512(to[pair / 16][0][pair % 16], hi);
+  if constexpr (kPlanes == 2) {
+    const __m512 e = _mm512_castsi512_ps(_mm512_slli_epi32(hi, 16));
+    const __m512 o = _mm512_castsi512_ps(_mm512_and_si512(hi, _mm512_set1_epi32(int(0xffff0000))));
+    _mm512_store_si512(to[pair / 16][1][pair % 16],
+                       _mm512_permutexvar_epi16(order, to_bf16(_mm512_sub_ps(even, e), _mm512_sub_ps(odd, o))));
+  }
+}
+
 // Rows [n][steps * 32] of floats, a tile of 16 of them; those that are not there are zeros.
 template <class Row>
 inline void set_rows(int n, int steps, const Row& row, Planes* to) {
@@ -64,8 +79,9 @@ inline void multiply_all(const Planes* x, int tiles, const Planes* w, int n_pane
   for (int t = 0; t < tiles; t += 2)
     for (int p = 0; p < n_panels; p += 2) {
       const SumTiles to{reinterpret_cast<std::byte*>(sums) + t * 16 * line + p * 64, 16 * line, 64, line};
-      multiply_some<2, 2>(t + 1 < tiles, p + 1 < n_panels, reinterpret_cast<const std::byte*>(x + t * n_steps), bytes,
-                          reinterpret_cast<const std::byte*>(w + p * n_steps), bytes, n_steps, first, to, nothing);
+      multiply_some<2, 2, Order::kStreamedFirst>(
+          t + 1 < tiles, p + 1 < n_panels, reinterpret_cast<const std::byte*>(x + t * n_steps), bytes,
+          reinterpret_cast<const std::byte*>(w + p * n_steps), bytes, n_steps, first, to, nothing);
     }
 }
 

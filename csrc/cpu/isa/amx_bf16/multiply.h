@@ -16,9 +16,13 @@ struct SumTiles {
   }
 };
 
+// Which operand tdpbf16ps has first, as [16][32 k]; the other is [16 pairs of k][16][2]. Sums have the first's as
+// lines.
+enum class Order { kStreamedFirst, kKeptFirst };
+
 // The operands' tiles [step][plane], x_bytes from one tile of tokens to the next, w_bytes from one panel to the next.
 // The sums are added to what is there unless this is `first`. meanwhile() runs once a step.
-template <int kW, int kX, int T, int R, class Meanwhile>
+template <int kW, int kX, Order kOrder, int T, int R, class Meanwhile>
 GRISTMILL_INLINE void multiply(const std::byte* x, int64_t x_bytes, const std::byte* w, int64_t w_bytes, int n_steps,
                                bool first, const SumTiles& sums, const Meanwhile& meanwhile) {
   for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA {
@@ -37,7 +41,13 @@ GRISTMILL_INLINE void multiply(const std::byte* x, int64_t x_bytes, const std::b
                          GRISTMILL_LAMBDA { load_tile<6 + r>(w + r * w_bytes + (s * kW + plane) * kTileBytes); });
   };
   const auto all = [&]() GRISTMILL_LAMBDA {
-    for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA { multiply_tiles<i, 4 + i / R, 6 + i % R>(); });
+    for_constants<T * R>([&](auto i) GRISTMILL_LAMBDA {
+      if constexpr (kOrder == Order::kStreamedFirst) {
+        multiply_tiles<i, 4 + i / R, 6 + i % R>();
+      } else {
+        multiply_tiles<i, 6 + i % R, 4 + i / R>();
+      }
+    });
   };
   for (int s = 0; s < n_steps; ++s) {
     load_w(s, 0);
@@ -58,16 +68,16 @@ GRISTMILL_INLINE void multiply(const std::byte* x, int64_t x_bytes, const std::b
 }
 
 // The same for one tile or two, one panel or two.
-template <int kW, int kX, class Meanwhile>
+template <int kW, int kX, Order kOrder, class Meanwhile>
 GRISTMILL_INLINE void multiply_some(bool two_tiles, bool two_panels, const std::byte* x, int64_t x_bytes,
                                     const std::byte* w, int64_t w_bytes, int n_steps, bool first, const SumTiles& sums,
                                     const Meanwhile& meanwhile) {
   if (two_tiles) {
-    two_panels ? multiply<kW, kX, 2, 2>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile)
-               : multiply<kW, kX, 2, 1>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile);
+    two_panels ? multiply<kW, kX, kOrder, 2, 2>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile)
+               : multiply<kW, kX, kOrder, 2, 1>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile);
   } else {
-    two_panels ? multiply<kW, kX, 1, 2>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile)
-               : multiply<kW, kX, 1, 1>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile);
+    two_panels ? multiply<kW, kX, kOrder, 1, 2>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile)
+               : multiply<kW, kX, kOrder, 1, 1>(x, x_bytes, w, w_bytes, n_steps, first, sums, meanwhile);
   }
 }
 

@@ -17,7 +17,7 @@ constexpr int64_t kNearBytes = 1 << 20;
 // to hide behind, and panels that stay in L1 are worth more.
 constexpr int64_t kUnpackAheadTiles = 6;
 
-using TileSums = float[kTokens][kPanelRows];
+using TileSums = float[kPanelRows][kTokens];
 
 inline void store_line(float* p, __mmask16 mask, __m512 x) {
   if (mask == 0xffff && reinterpret_cast<uintptr_t>(p) % 64 == 0) {
@@ -31,9 +31,14 @@ inline void store_sums(const MatmulTask& task, int64_t first_token, int64_t row,
   const int64_t m = task.w->n_rows;
   const __mmask16 mask = first_of(end - row);
   const __m512 bias = task.bias ? _mm512_maskz_loadu_ps(mask, task.bias + row) : _mm512_setzero_ps();
-  const int64_t n = std::min<int64_t>(kTokens, task.n - first_token);
-  for (int64_t t = 0; t < n; ++t)
-    store_line(task.y + (first_token + t) * m + row, mask, _mm512_add_ps(_mm512_load_ps(sums[t]), bias));
+  const int n = int(std::min<int64_t>(kTokens, task.n - first_token));
+  float* y = task.y + first_token * m + row;
+  for (int t = 0; t < n; t += 4) {
+    __m512i c[4];
+    columns(Rows{reinterpret_cast<const uint8_t*>(sums), sizeof sums[0]}, t * int(sizeof(float)), c);
+    for (int i = 0; i < std::min(4, n - t); ++i, y += m)
+      store_line(y, mask, _mm512_add_ps(_mm512_castsi512_ps(c[i]), bias));
+  }
 }
 
 // Where a task is: rows [r, end) by columns [k0, k0 + n_k). Blocks of rows, of those the columns piece by piece, of
@@ -88,17 +93,19 @@ void prefill(const MatmulTask& task) {
     const bool first = part.k0 == 0, last = part.k0 + kColumns >= task.w->n_cols;
     const bool two_panels = part.end(task) - part.r > kPanelRows;
     const int64_t steps = (tiles + 1) / 2 * n_steps;
-    // A step, so that all are done in time.
-    const int lines = ahead ? int((kPanels * kColumns / 4 + steps - 1) / steps) : 0;
+    // Evenly over the steps.
+    const int64_t n_advances = ahead ? unpacker.n_advances() : 0;
+    int64_t due = 0;
     const auto meanwhile = [&]() GRISTMILL_LAMBDA {
-      for (int i = 0; i < lines; ++i) unpacker.advance();
+      for (due += n_advances; due >= steps; due -= steps) unpacker.advance();
     };
     for (int64_t t = 0; t < tiles; t += 2) {
       TileSums* const at = sums + t * kPanels;
       const SumTiles to{reinterpret_cast<std::byte*>(at), kPanels * sizeof(TileSums), sizeof(TileSums), 64};
       const bool two_tiles = t + 1 < tiles;
-      multiply_some<kW, kX>(two_tiles, two_panels, reinterpret_cast<const std::byte*>(x + t), sizeof *x,
-                            reinterpret_cast<const std::byte*>(panels), sizeof *panels, n_steps, first, to, meanwhile);
+      multiply_some<kW, kX, Order::kKeptFirst>(two_tiles, two_panels, reinterpret_cast<const std::byte*>(x + t),
+                                               sizeof *x, reinterpret_cast<const std::byte*>(panels), sizeof *panels,
+                                               n_steps, first, to, meanwhile);
       if (last)
         for (int i = 0; i <= int(two_tiles); ++i)
           for (int j = 0; j <= int(two_panels); ++j)
