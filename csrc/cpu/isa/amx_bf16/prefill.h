@@ -13,10 +13,6 @@ constexpr int64_t kSubRows = kPanels * kPanelRows, kBlockRows = 8 * kSubRows;  /
 // first to its last weight.
 constexpr int64_t kNearBytes = 1 << 20;
 
-// Tiles of tokens from which weights are unpacked between the products of the part before. With fewer there is little
-// to hide behind, and panels that stay in L1 are worth more.
-constexpr int64_t kUnpackAheadTiles = 6;
-
 using TileSums = float[kPanelRows][kTokens];
 
 inline void store_line(float* p, __mmask16 mask, __m512 x) {
@@ -78,7 +74,6 @@ void prefill(const MatmulTask& task) {
     next.advance(task);
     unpacker.begin(*task.w, part.r, part.end(task), part.k0, part.n_k(task), next.r, next.k0, to);
   };
-  const bool ahead = tiles >= kUnpackAheadTiles;
   const int64_t block_rows = token_bytes<kX>(task.w->n_cols, task.n) <= kNearBytes ? kSubRows : kBlockRows;
   Part part{block_rows, task.row_begin, 0, task.row_begin};
   unpack(part, panels);
@@ -86,7 +81,7 @@ void prefill(const MatmulTask& task) {
     unpacker.finish();
     Part next = part;
     next.advance(task);
-    if (ahead && next.exists(task)) unpack(next, next_panels);
+    if (next.exists(task)) unpack(next, next_panels);
     const auto* x = reinterpret_cast<const TokenPiece<kX>*>(task.x) + part.k0 / kColumns * tiles;
     TileSums* sums = all_sums + (part.r - part.block) / kPanelRows * tiles;
     const int n_steps = int((part.n_k(task) + kStepK - 1) / kStepK);
@@ -94,7 +89,7 @@ void prefill(const MatmulTask& task) {
     const bool two_panels = part.end(task) - part.r > kPanelRows;
     const int64_t steps = (tiles + 1) / 2 * n_steps;
     // Evenly over the steps.
-    const int64_t n_advances = ahead ? unpacker.n_advances() : 0;
+    const int64_t n_advances = next.exists(task) ? unpacker.n_advances() : 0;
     int64_t due = 0;
     const auto meanwhile = [&]() GRISTMILL_LAMBDA {
       for (due += n_advances; due >= steps; due -= steps) unpacker.advance();
@@ -111,11 +106,7 @@ void prefill(const MatmulTask& task) {
           for (int j = 0; j <= int(two_panels); ++j)
             store_sums(task, (t + i) * kTokens, part.r + j * kPanelRows, part.end(task), at[i * kPanels + j]);
     }
-    if (ahead) {
-      std::swap(panels, next_panels);
-    } else if (next.exists(task)) {
-      unpack(next, panels);
-    }
+    std::swap(panels, next_panels);
     part = next;
   }
   _mm_sfence();
