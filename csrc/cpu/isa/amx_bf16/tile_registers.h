@@ -1,7 +1,7 @@
 // The eight tile registers: 16 rows of 64 bytes each, which tdpbf16ps reads as 16 x 32 bfloat16 and sums as 16 x 16
 // float32. Written out as assembly, since GCC's intrinsics up to 12 do not tell the compiler what memory they read.
 //
-//   c[16 tokens][16 rows of weights] += a[16 tokens][32 k] b[16 pairs of k][16 rows of weights][2]
+//   c[16][16] += a[16][32 k] b[16 pairs of k][16][2]      a is weights in prefill, queries in attention
 #pragma once
 
 #include <cstddef>
