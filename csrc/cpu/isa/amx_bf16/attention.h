@@ -1,8 +1,9 @@
 // Attention of many queries at once, tiles of 64 positions: scores = q k and sums = p v, each operand as two bfloat16,
 // with the running softmax of generic/attention.h between them.
-//   queries  [tile of 16][step of 32 dimensions][plane][16][32]     keys    [block of 16 positions][step][plane][16
-//   pairs][16][2] weights  [tile of 16][step of 32 positions][plane][16][32]      values  [16
-//   dimensions][step][plane][16 pairs][16][2]
+//   queries  [tile of 16][step of 32 dimensions][plane][16][32]
+//   keys     [block of 16 positions][step of 32 dimensions][plane][16 pairs][16][2]
+//   weights  [tile of 16][step of 32 positions][plane][16][32]
+//   values   [16 dimensions][step of 32 positions][plane][16 pairs][16][2]
 #pragma once
 
 #include "cpu/generic/attention.h"

@@ -1,15 +1,15 @@
 // Both operands as bfloat16, one plane or two. Of two planes each side hi hi + hi lo + lo hi are multiplied; lo lo
 // would be below what lo rounds away.
 //   weights       [step of 32 k][plane][16 rows][32], of 16 rows
-//   activations   [piece][tile of 16 tokens][step of 32 k][plane][16 pairs of k][16 tokens][2]  zeros where there are
-//   no
-//                 more
-// Weights lie as in the file, so that unpacking turns nothing: activations are turned, once a batch.
+//   activations   [piece][tile of 16 tokens][step of 32 k][plane][16 pairs of k][16 tokens][2]
+// Activations that are not there are zeros. Weights lie as in the file, so that unpacking turns nothing: activations
+// are turned, once a batch.
 #pragma once
 
 #include <algorithm>
 
 #include "cpu/isa/amx_bf16/row_formats.h"
+#include "cpu/isa/avx512_vnni/tile.h"
 #include "cpu/kernels.h"
 
 namespace gristmill::cpu {
@@ -38,8 +38,6 @@ inline int64_t token_bytes(int64_t n_cols, int64_t n_tokens) {
   return pieces_of(n_cols, kPlanes) * n_token_tiles(n_tokens) * int64_t(sizeof(TokenPiece<kPlanes>));
 }
 
-inline __mmask16 first_of(int64_t n) { return __mmask16(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
-
 // 16 lines of 16 dwords, pairs of bfloat16: line i of `to` is the lines' dword i.
 GRISTMILL_INLINE void turn(const Bf16Tile& from, Bf16Tile& to) {
   const Rows lines{reinterpret_cast<const uint8_t*>(from), sizeof from[0]};
@@ -57,9 +55,10 @@ inline void round_tokens(const float* x, int64_t n_cols, int64_t n_tokens, int64
       alignas(64) Bf16Tile lines[kPlanes];
       for (int t = 0; t < kTokens; ++t) {
         const int64_t token = tile * kTokens + t, left = token < n_tokens ? n_cols - k : 0;
-        const float* row = x + token * n_cols;
-        set_line<kPlanes>(lines, t, _mm512_maskz_loadu_ps(first_of(left), row + k),
-                          _mm512_maskz_loadu_ps(first_of(left - 16), row + k + 16));
+        // No address is formed where there is nothing.
+        const float* at = left > 0 ? x + token * n_cols + k : x;
+        set_line<kPlanes>(lines, t, _mm512_maskz_loadu_ps(first_lanes(left), at),
+                          _mm512_maskz_loadu_ps(first_lanes(left - 16), left > 16 ? at + 16 : x));
       }
       for (int plane = 0; plane < kPlanes; ++plane) turn(lines[plane], piece.tile[s][plane]);
     }

@@ -1,5 +1,6 @@
 // Prefill: two tiles of 16 tokens by two panels of 16 rows of weights at a time, four tiles of sums. The panels of a
-// piece of 256 k stay in L1 for all tokens of the batch, its activations and the sums of a block of rows in L2.
+// piece of 512 k (256 where activations have two planes) stay in L1 for all tokens of the batch, its activations and
+// the sums of a block of rows in L2.
 #pragma once
 
 #include "cpu/isa/amx_bf16/multiply.h"
@@ -25,7 +26,7 @@ inline void store_line(float* p, __mmask16 mask, __m512 x) {
 
 inline void store_sums(const MatmulTask& task, int64_t first_token, int64_t row, int64_t end, const TileSums& sums) {
   const int64_t m = task.w->n_rows;
-  const __mmask16 mask = first_of(end - row);
+  const __mmask16 mask = first_lanes(end - row);
   const __m512 bias = task.bias ? _mm512_maskz_loadu_ps(mask, task.bias + row) : _mm512_setzero_ps();
   const int n = int(std::min<int64_t>(kTokens, task.n - first_token));
   float* y = task.y + first_token * m + row;
