@@ -111,11 +111,13 @@ KERNEL(kThreads, 1) gemm_halves(GRID_CONSTANT GemmWork work) {
 
 // Rows of a matrix that are dequantized at once, at most.
 int64_t rows_at_once(const DeviceInfo& device, int64_t padded) {
-  // Bytes. A matrix of 5120 x 27648 as a whole: pieces of it leave most SMs without work where a prompt is short.
-  constexpr int64_t kPanelScratch = 288 << 20;
+  // Bytes, where memory is plenty a matrix of 5120 x 27648 as a whole: pieces of it leave most SMs without work where a
+  // prompt is short.
+  constexpr int64_t kLeastScratch = 128 << 20, kMostScratch = 288 << 20;
+  const int64_t panel_scratch = std::clamp(device.memory_bytes / 256, kLeastScratch, kMostScratch);
   const bool panels = prefill_order(device) == HalfOrder::kPanels;
   const int64_t least = panels ? kGemmRows : kRows;
-  const int64_t rows = (panels ? kPanelScratch : device.l2_bytes / 2) / (2 * padded);
+  const int64_t rows = (panels ? panel_scratch : device.l2_bytes / 2) / (2 * padded);
   return std::max(least, rows / least * least);
 }
 
