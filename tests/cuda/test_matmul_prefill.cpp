@@ -114,6 +114,8 @@ int main() {
     cuda::test::check_product("F16", 41, 301, 150);
     cuda::test::check_product("BF16", 20, 64, 3);
     cuda::test::check_product("F32", 270, 64, 3);
+    // Twenty steps: each of the four stages is filled five times, so its barriers' parity comes round twice.
+    cuda::test::check_product("Q8_0", 24, 1280, 5);
   }
   cuda::test::check_waves();
   return test::failures("test_matmul_prefill");
