@@ -120,8 +120,8 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
       const int count = std::min(rows_at_once, n - first);
       const std::byte* input = inputs[i] + first / rows_at_once * a.bytes(n_cols, rows_at_once);
       for (int64_t r = 0; r < m; r += step)
-        tasks.push_back(
-            {p.weight, r, std::min(m, r + step), input, a.bytes(n_cols, 1), count, p.bias, p.y + first * m});
+        tasks.push_back({p.weight, r, std::min(m, r + step), input, a.bytes(n_cols, 1), count, p.bias, p.y + first * m,
+                         kernels_.decode_ahead});
     }
   }
   pool_.run(int(tasks.size()), [&](int i) {

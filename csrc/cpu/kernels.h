@@ -37,6 +37,7 @@ struct MatmulTask {
   int n;               // rows of x
   const float* bias;   // [w->n_rows] or nullptr
   float* y;            // [n, w->n_rows]
+  int64_t ahead = 0;   // Kernels::decode_ahead
 };
 using MatmulFunction = void (*)(const MatmulTask&);
 
@@ -75,6 +76,9 @@ struct Kernels {
   const char* name;
   // Rows of weights that a prefill task should take together, and what they should be a multiple of.
   int prefill_rows, panel_rows;
+  // How many bytes ahead of their use one token's decoding asks memory for weights; 0 where the hardware alone runs
+  // ahead as well.
+  int64_t decode_ahead;
   Activations activations[kPasses][kFormats];
   MatmulFunction matmul[kPasses][kFormats];  // in decoding n <= kDecodeRows
   void (*attention)(const AttentionTask&);

@@ -62,6 +62,7 @@ constexpr Kernels make_kernels(std::tuple<Format...>*) {
   return {Set::kName,
           Set::kPrefillRows,
           Set::kPanelRows,
+          0,
           {{activations_for<Set, Format, Pass::kPrefill>()...},
            {activations_for<Set, Format, Pass::kPrecisePrefill>()...},
            {activations_for<Set, Format, Pass::kDecode>()...},

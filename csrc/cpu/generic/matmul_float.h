@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/generic/ask.h"
 #include "cpu/generic/elementwise.h"
 #include "cpu/kernels.h"
 
@@ -29,15 +30,21 @@ inline typename V::T load_weights(const std::byte* row, int64_t i, int count) {
   }
 }
 
-// Lanes run along a row; R rows and T tokens at a time share the loads.
+// Lanes run along a row; R rows and T tokens at a time share the loads. Memory is asked for what lies `ahead` bytes
+// further, if that is not 0.
 template <class V, class Format, int R, int T>
-inline void dot_rows(const std::byte* w, int64_t row_bytes, const std::byte* x, int64_t x_stride, int64_t n_cols,
-                     float (&out)[R][T]) {
+inline void dot_rows(const std::byte* w, int64_t row_bytes, int64_t ahead, const std::byte* x, int64_t x_stride,
+                     int64_t n_cols, float (&out)[R][T]) {
+  constexpr int64_t kLine = 64 / sizeof(typename Format::Block);  // weights
   typename V::T acc[R][T];
   for (auto& row : acc)
     for (auto& a : row) a = V::zero();
   for_vectors<V>(n_cols, [&](int64_t i, int count) {
     typename V::T weights[R];
+    if (ahead && i % kLine == 0)
+      for (int r = 0; r < R; ++r)
+        ask_for<Cache::kL2>(reinterpret_cast<uintptr_t>(w + r * row_bytes) + uintptr_t(weight_bytes<Format>(i) + ahead),
+                            64);
     for (int r = 0; r < R; ++r) weights[r] = load_weights<V, Format>(w + r * row_bytes, i, count);
     for (int t = 0; t < T; ++t) {
       const typename V::T v = load_some<V>(reinterpret_cast<const float*>(x + t * x_stride) + i, count);
@@ -56,8 +63,8 @@ inline void decode_float_tokens(const MatmulTask& task, int first) {
   // R rows a distance apart: each reads on where it stopped, R streams that the hardware runs ahead of.
   const auto rows = [&]<int Rows>(int64_t r, int64_t distance) {
     float out[Rows][T];
-    dot_rows<V, Format, Rows, T>(task.w->data + r * row_bytes, distance * row_bytes, x, task.x_stride, task.w->n_cols,
-                                 out);
+    dot_rows<V, Format, Rows, T>(task.w->data + r * row_bytes, distance * row_bytes, task.ahead, x, task.x_stride,
+                                 task.w->n_cols, out);
     for (int i = 0; i < Rows; ++i)
       for (int t = 0; t < T; ++t) {
         const int64_t row = r + i * distance;

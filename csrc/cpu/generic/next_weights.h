@@ -4,8 +4,7 @@
 
 #include <cstdint>
 
-#include "backend.h"
-#include "cpu/generic/constants.h"
+#include "cpu/generic/ask.h"
 
 namespace gristmill::cpu {
 namespace {
@@ -20,13 +19,12 @@ class NextWeights {
     r += kRows;
     if (r >= r1) r = r0, k += kColumns;
     if (k >= w.n_cols) r = r1, k = 0;
-    p_ = reinterpret_cast<uintptr_t>(w.data) + uintptr_t(r * row_bytes_ + weight_bytes<Format>(k));
+    p_ = weight_address<Format>(w, r, k);
   }
   // Beyond the matrix in vain.
   GRISTMILL_INLINE void ask() {
     for (int i = 0; i < rows_a_step_ && row_ < kRows; ++i, ++row_, p_ += uintptr_t(row_bytes_))
-      for (uintptr_t at = 0; at < uintptr_t(weight_bytes<Format>(kColumns)); at += 64)
-        __builtin_prefetch(reinterpret_cast<const void*>(p_ + at));
+      ask_for<Cache::kL1>(p_, weight_bytes<Format>(kColumns));
   }
 
  private:

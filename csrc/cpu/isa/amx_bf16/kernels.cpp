@@ -30,7 +30,8 @@ void attention(const AttentionTask& task) {
   fits_tiles(task) ? attention_on_tiles(task) : avx512_vnni_kernels().attention(task);
 }
 
-// What is not prefill is AVX-512's.
+// Decoding and all that is no product are AVX-512's. What has tiles has a slower memory for each core and larger
+// queues to it than what AVX-512 alone stands for, and is faster when weights are asked for.
 template <class... Format>
 Kernels make(std::tuple<Format...>*) {
   Kernels k = avx512_vnni_kernels();
@@ -38,6 +39,7 @@ Kernels make(std::tuple<Format...>*) {
   k.prefill_rows = int(kBlockRows);
   k.panel_rows = 2 * kPanelRows;
   k.attention = attention;
+  k.decode_ahead = 256;
   int format = 0;
   ((set_pass<Format, Pass::kPrefill>(k, format), set_pass<Format, Pass::kPrecisePrefill>(k, format), ++format), ...);
   return k;

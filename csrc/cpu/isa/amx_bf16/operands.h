@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "cpu/generic/ask.h"
 #include "cpu/isa/amx_bf16/row_formats.h"
 #include "cpu/isa/avx512_vnni/tile.h"
 #include "cpu/kernels.h"
@@ -106,9 +107,7 @@ class WeightUnpacker {
   }
   // What has this place in what comes next; beyond the matrix in vain.
   GRISTMILL_INLINE void ask_for_next(const uint8_t* p) const {
-    const uintptr_t next = reinterpret_cast<uintptr_t>(p) + uintptr_t(next_);
-    for (uintptr_t i = 0; i < uintptr_t(weight_bytes<Format>(kUnpackK)); i += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(next + i), _MM_HINT_T0);
+    ask_for<Cache::kL1>(reinterpret_cast<uintptr_t>(p) + uintptr_t(next_), weight_bytes<Format>(kUnpackK));
   }
 
   const uint8_t* p_ = nullptr;        // of the row

@@ -2,6 +2,7 @@
 // unpacked; more share a panel that stays in L1.
 #pragma once
 
+#include "cpu/generic/ask.h"
 #include "cpu/isa/avx512_vnni/multiply.h"
 #include "cpu/isa/avx512_vnni/vec.h"
 
@@ -65,11 +66,16 @@ inline void add_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, 
 template <class Layout, int kPlanes>
 inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel,
                          PanelSums<1>& sums) {
+  using Format = typename Layout::Format;
   const Weight& w = *task.w;
   const auto* x = reinterpret_cast<const TilePiece<kPlanes, 1>*>(task.x);
   std::memset(sums, 0, sizeof sums);
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, ++x) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
+    if (task.ahead)
+      for (int i = 0; i < n_rows; ++i)
+        ask_for<Cache::kL2>(weight_address<Format>(w, r + i * distance, k0) + uintptr_t(task.ahead),
+                            weight_bytes<Format>(kPieceK));
     if constexpr (kPlanes == 1) {
       if (x->n_outliers > 0) {
         add_piece<Layout, true>(w, r, n_rows, distance, k0, n_k, *x, panel, sums);
@@ -81,22 +87,12 @@ inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t 
   }
 }
 
-// The lines of a row's 256 weights from k on; beyond a row's end its lane goes on with the next, whose first lines
-// these then are, and beyond the last row's there is nothing, which is asked for in vain. While sums of several tokens
-// are made nothing else reads memory.
-template <class Layout>
-GRISTMILL_INLINE void ask_for_piece(const Weight& w, int64_t row, int64_t k) {
-  using Format = typename Layout::Format;
-  const uintptr_t p =
-      reinterpret_cast<uintptr_t>(w.data) + uintptr_t(row * weight_bytes<Format>(w.n_cols) + weight_bytes<Format>(k));
-  for (uintptr_t i = 0; i < uintptr_t(weight_bytes<Format>(kPieceK)); i += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
-}
-
-// Two to eight tokens: one tile or two.
+// Two to eight tokens: one tile or two. While their sums are made nothing else reads memory, so the next piece is asked
+// for; after a row's last it is the first of the next row, with which its lane goes on.
 template <class Layout, int kPlanes, int kTiles>
 inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel,
                          PanelSums<kTileTokens>* sums) {
+  using Format = typename Layout::Format;
   constexpr int T = kTileTokens;
   const Weight& w = *task.w;
   const auto* x = reinterpret_cast<const TilePiece<kPlanes, T>*>(task.x);
@@ -106,7 +102,7 @@ inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t 
     unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
     const auto ask = [&](int group) GRISTMILL_LAMBDA {
       for (int row = 2 * group; row < std::min(2 * group + 2, n_rows); ++row)
-        ask_for_piece<Layout>(w, r + row * distance, k0 + kPieceK);
+        ask_for<Cache::kL1>(weight_address<Format>(w, r + row * distance, k0 + kPieceK), weight_bytes<Format>(kPieceK));
     };
     multiply_tile<Layout, kPlanes, 1, T, kTiles>(&panel, x, int((n_k + 31) / 32), sums, ask);
     if constexpr (kPlanes == 1)
