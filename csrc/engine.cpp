@@ -95,9 +95,10 @@ void Engine::check_finite(const Batch& batch, const float* logits) const {
   const auto all_finite = [&](size_t i) {
     if (batch.top) return batch.top->finite[i] != 0;
     const float* row = logits + int64_t(i) * n_vocab;
-    uint32_t worst = 0;  // the largest exponent: all ones for infinity and NaN
-    for (int64_t j = 0; j < n_vocab; ++j) worst = std::max(worst, std::bit_cast<uint32_t>(row[j]) & 0x7f800000u);
-    return worst != 0x7f800000u;
+    // An exponent of all ones, infinity's and NaN's, carries into the sign. Every processor has vectors of these.
+    uint32_t carried = 0;
+    for (int64_t j = 0; j < n_vocab; ++j) carried |= (std::bit_cast<uint32_t>(row[j]) & 0x7f800000u) + 0x00800000u;
+    return (carried & 0x80000000u) == 0;
   };
   for (size_t i = 0; i < batch.output_rows.size(); ++i) {
     if (!all_finite(i))

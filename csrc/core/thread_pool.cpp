@@ -29,8 +29,9 @@ inline void pause() {
 }
 
 // How long a worker looks for work before it sleeps: longer than the serial stretches of a pass and than choosing the
-// next token, shorter than anyone's battery. In time, since a pause takes 10 to 150 cycles, by processor.
-constexpr std::chrono::microseconds kSpinTime{200};
+// next token, which takes 0.2 to 0.6 ms where a pass has emptied the caches, shorter than anyone's battery. In time,
+// since a pause takes 10 to 150 cycles, by processor.
+constexpr std::chrono::microseconds kSpinTime{1000};
 constexpr int kPausesPerLook = 32;  // at the clock
 // How often the caller pauses before it lets others run, who may hold a task and have no core.
 constexpr int kSpins = 1000;
