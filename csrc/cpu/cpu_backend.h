@@ -37,6 +37,8 @@ class CpuBackend final : public Backend {
   void gather_rows(const float* x, std::span<const int> rows, int64_t n_cols, float* out) override;
 
  private:
+  // Elements below which handing work to another thread costs more than it saves.
+  static constexpr int64_t kElementGrain = 16384;
   struct Piece;  // of attention: attention_tasks.cpp
   void run_piece(const Piece& piece, int layer, const float* q, int n_head, float scale, float* out);
 
@@ -50,6 +52,13 @@ class CpuBackend final : public Backend {
   // Quantizes x [n, n_cols] in parts of rows_at_once, each of which lies as a batch of its own.
   const std::byte* quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once,
                             AlignedBuffer<std::byte>& to);
+
+  // Rows [begin, end) of one of several products' weights: a task.
+  struct Rows {
+    size_t product;
+    int64_t begin, end;
+  };
+  std::vector<Rows> cut(std::span<const Product> products, bool decode) const;
 
   const Kernels& kernels_;
   const bool precise_;

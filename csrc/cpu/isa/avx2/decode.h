@@ -2,20 +2,12 @@
 // unpacked; more share a panel that stays in L1.
 #pragma once
 
+#include "cpu/generic/lanes.h"
 #include "cpu/isa/avx2/multiply.h"
 #include "cpu/isa/avx2/token.h"
 
 namespace gristmill::cpu {
 namespace {
-
-// How many rows apart the eight lanes of a panel are, of `left` rows: each lane then reads on where it stopped, one of
-// eight streams that the hardware runs ahead of, which it does not for eight rows in a few pages.
-inline int64_t lane_distance(int64_t left, int64_t row_bytes) {
-  int64_t distance = std::max<int64_t>(1, left / kPanelRows);
-  // Streams that lie a multiple of 4 KiB apart would share the few places of L1.
-  while (distance > 1 && (distance * row_bytes + 128) % 4096 < 256) --distance;
-  return distance;
-}
 
 // Rows r, r + distance, ... with one token.
 template <class Layout>
@@ -60,7 +52,7 @@ template <class Format>
 void decode_affine(const MatmulTask& task) {
   using Layout = PanelLayout<Format>;
   for (int64_t r = task.row_begin; r < task.row_end;) {
-    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes());
+    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes(), kPanelRows);
     const int n_rows = int(std::min<int64_t>(kPanelRows, left));
     for (int64_t i = 0; i < distance; ++i)
       task.n == 1 ? decode_token<Layout>(task, r + i, n_rows, distance)

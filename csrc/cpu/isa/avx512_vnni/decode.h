@@ -3,20 +3,12 @@
 #pragma once
 
 #include "cpu/generic/ask.h"
+#include "cpu/generic/lanes.h"
 #include "cpu/isa/avx512_vnni/multiply.h"
 #include "cpu/isa/avx512_vnni/vec.h"
 
 namespace gristmill::cpu {
 namespace {
-
-// How many rows apart the sixteen lanes of a panel are, of `left` rows: each lane then reads on where it stopped, one
-// of sixteen streams that the hardware runs ahead of, which it does not for sixteen rows in a few pages.
-inline int64_t lane_distance(int64_t left, int64_t row_bytes) {
-  int64_t distance = std::max<int64_t>(1, left / kPanelRows);
-  // Streams that lie a multiple of 4 KiB apart would share the few places of L1.
-  while (distance > 1 && (distance * row_bytes + 128) % 4096 < 256) --distance;
-  return distance;
-}
 
 // Sums of up to sixteen neighbouring rows of each lane, for kTokens tokens. They go to y a line at a time: sixteen
 // floats stored each where it belongs, row after row, keep sixteen more lines under way beside the streams of weights.
@@ -136,7 +128,7 @@ void decode_lanes(const MatmulTask& task) {
   LaneSums<std::max(1, kTiles * kTileTokens)> sums;
   Panel panel;
   for (int64_t r = task.row_begin; r < task.row_end;) {
-    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes());
+    const int64_t left = task.row_end - r, distance = lane_distance(left, task.w->row_bytes(), kPanelRows);
     const int n_lanes = int(std::min<int64_t>(kPanelRows, left));
     for (int64_t i = 0; i < distance; i += sums.kRows) {
       const int n = int(std::min<int64_t>(sums.kRows, distance - i));

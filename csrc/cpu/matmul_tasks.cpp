@@ -1,0 +1,107 @@
+// How products are cut into tasks: some rows of weights, by few tokens in decoding or many of a prompt.
+#include <algorithm>
+#include <vector>
+
+#include "cpu/cpu_backend.h"
+
+namespace gristmill::cpu {
+namespace {
+
+// Rows of x that share a pass over the weights in prefill: their sums fit a core's own cache.
+constexpr int kPrefillRows = 512;
+
+// Tasks a thread: in decoding few, for they read long streams; in prefill enough that the last is not waited for.
+constexpr int kDecodeTasks = 2, kPrefillTasks = 4;
+
+// Bytes of weights of a decode task. At most: kernels read a task as sixteen streams, which are slower the further
+// apart they are, and threads end closer together. At least: shorter streams end before the hardware runs ahead of
+// them.
+constexpr int64_t kMostTaskBytes = 2 << 20, kLeastTaskBytes = 128 << 10;
+
+// Rows of weights of one decode task, whole groups of 16.
+int64_t decode_task_rows(const Weight& w, int n_threads) {
+  const int64_t row_bytes = std::max<int64_t>(w.row_bytes(), 1);
+  const int64_t threads_want = int64_t(kDecodeTasks) * n_threads, size_wants = w.n_rows * row_bytes / kMostTaskBytes;
+  // As many for each thread, where there are few.
+  const int64_t tasks = (std::max(threads_want, size_wants) + n_threads - 1) / n_threads * n_threads;
+  return (std::max(kLeastTaskBytes / row_bytes, (w.n_rows + tasks - 1) / tasks) + 15) / 16 * 16;
+}
+
+}  // namespace
+
+const std::byte* CpuBackend::quantize(const Activations& a, const float* x, int n, int64_t n_cols, int rows_at_once,
+                                      AlignedBuffer<std::byte>& to) {
+  const int64_t part_bytes = a.bytes(n_cols, rows_at_once);
+  const int parts = (n + rows_at_once - 1) / rows_at_once;
+  std::byte* out = to.grow(size_t(parts) * size_t(part_bytes));
+  for (int part = 0; part < parts; ++part) {
+    const int first = part * rows_at_once, rows = std::min(rows_at_once, n - first);
+    for_ranges((rows + a.tokens - 1) / a.tokens, kElementGrain / (a.tokens * n_cols), [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile)
+        a.quantize(x + first * n_cols, n_cols, rows, tile, out + part * part_bytes);
+    });
+  }
+  return out;
+}
+
+std::vector<CpuBackend::Rows> CpuBackend::cut(std::span<const Product> products, bool decode) const {
+  const int64_t least_tasks = (decode ? kDecodeTasks : kPrefillTasks) * pool_.n_threads();
+  int64_t all_rows = 0;
+  for (const Product& p : products) all_rows += p.weight->n_rows;
+  std::vector<Rows> cuts;
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Weight& w = *products[i].weight;
+    const int64_t m = w.n_rows, least = decode ? 16 : kernels_.panel_rows;
+    int64_t step = decode ? decode_task_rows(w, pool_.n_threads()) : kernels_.prefill_rows;
+    // Small matrices: smaller tasks, so that every thread has some and the last one is not waited for.
+    while (step > least && (all_rows + step - 1) / step < least_tasks) step /= 2;
+    step = std::max(least, step / least * least);
+    for (int64_t r = 0; r < m; r += step) cuts.push_back({i, r, std::min(m, r + step)});
+  }
+  return cuts;
+}
+
+void CpuBackend::matmul(std::span<const Product> products, const float* x, int n, Phase phase) {
+  const int64_t n_cols = products.front().weight->n_cols;
+  const Pass pass = pass_for(phase, precise_);
+  const bool decode = phase != Phase::kPrefill;
+  if (n == 0) return;
+  const int rows_at_once = std::min(n, decode ? kDecodeRows : kPrefillRows);
+  // What each product reads. Formats may want x in different ways, of which each is made once.
+  std::vector<const std::byte*> inputs;
+  size_t n_ways = 0;
+  const auto activations = [&](size_t i) -> const Activations& {
+    return kernels_.activations[int(pass)][format_index(products[i].weight->format)];
+  };
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Activations& a = activations(i);
+    size_t same = 0;
+    while (same < i && activations(same).quantize != a.quantize) ++same;
+    if (same < i) {
+      inputs.push_back(inputs[same]);
+    } else if (!a.quantize) {
+      inputs.push_back(reinterpret_cast<const std::byte*>(x));
+    } else {
+      if (n_ways == quantized_.size()) quantized_.emplace_back();
+      inputs.push_back(quantize(a, x, n, n_cols, rows_at_once, quantized_[n_ways++]));
+    }
+  }
+  std::vector<MatmulTask> tasks;
+  for (const Rows& rows : cut(products, decode)) {
+    const Product& p = products[rows.product];
+    const Activations& a = activations(rows.product);
+    // One after the other what reads the same weights.
+    for (int first = 0; first < n; first += rows_at_once) {
+      tasks.push_back({p.weight, rows.begin, rows.end,
+                       inputs[rows.product] + first / rows_at_once * a.bytes(n_cols, rows_at_once), a.bytes(n_cols, 1),
+                       std::min(rows_at_once, n - first), p.bias, p.y + first * p.weight->n_rows,
+                       kernels_.decode_ahead});
+    }
+  }
+  pool_.run(int(tasks.size()), [&](int i) {
+    const MatmulTask& task = tasks[size_t(i)];
+    kernels_.matmul[int(pass)][format_index(task.w->format)](task);
+  });
+}
+
+}  // namespace gristmill::cpu
