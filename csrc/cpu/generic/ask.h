@@ -18,6 +18,25 @@ GRISTMILL_INLINE void ask_for(uintptr_t p, int64_t n_bytes) {
     __builtin_prefetch(reinterpret_cast<const void*>(p + uintptr_t(i)), 0, kCache == Cache::kL1 ? 3 : 2);
 }
 
+// Asks for a region into L2 line by line, as kStreams runs of equal length side by side: the hardware then runs ahead
+// in several pages at once. In order of addresses the first lines of each page of 4 KiB wait for memory alone.
+template <int kStreams>
+class RegionAsker {
+ public:
+  RegionAsker(const std::byte* p, int64_t bytes) : p_(reinterpret_cast<uintptr_t>(p)), distance_(bytes / kStreams) {}
+  // For so many bytes more.
+  GRISTMILL_INLINE void advance(int64_t bytes) {
+    for (due_ += bytes; due_ >= 64; due_ -= 64) {
+      ask_for<Cache::kL2>(p_ + uintptr_t(stream_ * distance_), 64);
+      if (++stream_ == kStreams) stream_ = 0, p_ += 64;
+    }
+  }
+
+ private:
+  uintptr_t p_;
+  int64_t distance_, stream_ = 0, due_ = 0;
+};
+
 // Where weight k of a row is; past a row's end it is in the next one.
 template <class Format>
 GRISTMILL_INLINE uintptr_t weight_address(const Weight& w, int64_t row, int64_t k) {

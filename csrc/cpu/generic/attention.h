@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/generic/ask.h"
 #include "cpu/generic/elementwise.h"
 #include "cpu/kernels.h"
 #include "cpu/kv_layout.h"
@@ -20,8 +21,7 @@ inline typename V::T load_kv(const std::byte* p, int64_t i) {
 }
 
 // scores[j * kTile + position] for Q queries and kBlocks blocks of 16 positions: lanes are positions, q is broadcast.
-// What lies `ahead` bytes further, if that is not 0, is asked of memory meanwhile, in the order of addresses, and into
-// L2: L1 is full.
+// What lies `ahead` bytes further, if that is not 0, is asked of memory meanwhile, into L2: L1 is full.
 template <class V, KvType type, int Q, int kBlocks>
 inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead, int head_dim, const float* const* q,
                          float* scores) {
@@ -31,7 +31,7 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead,
   for (auto& row : acc)
     for (auto& a : row) a = V::zero();
   const int64_t step = ahead ? kBlocks * bytes_of(type, 32 * kPositions) / 32 : 0;  // bytes of a dimension
-  const std::byte* next = k + ahead;
+  RegionAsker<kBlocks> next(k + ahead, kBlocks * block_bytes);
   for (int first = 0; first < head_dim; first += kDims, k += 34 * kPositions) {
     [[maybe_unused]] alignas(64) float scale[kBlocks * kPositions];
     const std::byte* p = k;
@@ -43,8 +43,8 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead,
       p += 2 * kPositions;
     }
     const int dims = std::min(head_dim - first, kDims);
-    for (int d = 0; d < dims; ++d, next += step) {
-      for (int64_t at = 0; at < step; at += 64) __builtin_prefetch(next + at, 0, 2);
+    for (int d = 0; d < dims; ++d) {
+      next.advance(step);
       for (int b = 0; b < kBlocks; ++b) {
         const std::byte* block = p + b * block_bytes;
         for (int l = 0; l < kVectors; ++l) {
@@ -69,7 +69,7 @@ inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int
   constexpr int kVectors = V::kValueVectors;
   constexpr int kStep = kVectors * V::N;
   const int64_t step = ahead ? bytes_of(type, kStep) : 0;
-  const std::byte* next = v + ahead;
+  RegionAsker<kTile / kPositions> next(v + ahead, kTile * row_bytes);
   int d = 0;
   for (; d + kStep <= head_dim; d += kStep) {
     typename V::T sum[Q][kVectors];
@@ -77,8 +77,7 @@ inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int
       for (int i = 0; i < kVectors; ++i) sum[j][i] = V::load(acc + int64_t(j) * head_dim + d + i * V::N);
     for (int t = 0; t < n_positions; ++t) {
       const std::byte* row = v + t * row_bytes;
-      for (int64_t at = 0; at < step; at += 64) __builtin_prefetch(next + at, 0, 2);
-      next += step;
+      next.advance(step);
       [[maybe_unused]] typename V::T scale = V::zero();
       for (int i = 0; i < kVectors; ++i) {
         typename V::T value;
