@@ -66,6 +66,19 @@ def test_last_position_alone(model: Any) -> None:
     assert np.array_equal(last, model.session().forward(IDS, all_logits=True)[-1])
 
 
+def test_a_token_alone_has_one_result_however_it_is_given(model: Any) -> None:
+    results = []
+    for one in ([5], (5,), np.array([5], np.int32), np.array([5], np.uint64)):
+        session = model.session()
+        session.forward(IDS[:7])
+        results.append(session.forward(one))
+        assert session.tokens == [*IDS[:7], 5]
+        assert all(type(token) is int for token in session.tokens)
+    assert all(np.array_equal(one, results[0]) for one in results)
+    assert results[0].shape == (model.n_vocab,)
+    assert results[0].dtype == np.float32
+
+
 def test_truncate_and_go_on(model: Any) -> None:
     session = model.session()
     forward_all(session, IDS, [60, *[1] * 30])
@@ -155,6 +168,8 @@ def test_token_out_of_range(model: Any, token: int) -> None:
     session = model.session()
     with pytest.raises(gristmill.ArgumentError, match=str(token)):
         session.forward([1, token, 2])
+    with pytest.raises(gristmill.ArgumentError, match=str(token)):
+        session.forward([token])
     assert session.n_past == 0
 
 

@@ -30,8 +30,7 @@ void attention(const AttentionTask& task) {
   fits_tiles(task) ? attention_on_tiles(task) : avx512_vnni_kernels().attention(task);
 }
 
-// Decoding and all that is no product are AVX-512's. What has tiles has a slower memory for each core and larger
-// queues to it than what AVX-512 alone stands for, and is faster when weights are asked for.
+// Decoding and all that is no product are AVX-512's. Processors with tiles read weights faster when they are asked for.
 template <class... Format>
 Kernels make(std::tuple<Format...>*) {
   Kernels k = avx512_vnni_kernels();
