@@ -42,7 +42,20 @@ void quantize_32(const float* x, uint16_t& d, int8_t* q) {
   std::memcpy(q, block.qs, 32);
 }
 
-void store_key(KvType type, int head_dim, const float* k, int lane, std::byte* block) {
+// The position of x [head_dim] in a tile of Q8_0.
+template <int (*code)(int position, int d)>
+void store_bytes(const float* x, int head_dim, int position, std::byte* tile) {
+  auto* part = reinterpret_cast<BytePart*>(tile);
+  for (int first = 0; first < head_dim; first += kPartDims, ++part) {
+    int8_t q[kPartDims];
+    quantize_32(x + first, part->scale[position], q);
+    for (int d = 0; d < kPartDims; ++d) part->code[code(position, d)] = q[d];
+  }
+}
+
+void store_key(KvType type, int head_dim, const float* k, int position, std::byte* tile) {
+  const int lane = position % kPositions;
+  std::byte* block = tile + position / kPositions * k_block_bytes(type, head_dim);
   switch (type) {
     case KvType::F32:
       for (int i = 0; i < head_dim; ++i) reinterpret_cast<float*>(block)[i * kPositions + lane] = k[i];
@@ -51,17 +64,12 @@ void store_key(KvType type, int head_dim, const float* k, int lane, std::byte* b
       for (int i = 0; i < head_dim; ++i) reinterpret_cast<uint16_t*>(block)[i * kPositions + lane] = to_half(k[i]);
       return;
     case KvType::Q8_0:
-      for (int i = 0; i < head_dim; i += 32, block += 34 * kPositions) {
-        int8_t q[32];
-        quantize_32(k + i, reinterpret_cast<uint16_t*>(block)[lane], q);
-        int8_t* codes = reinterpret_cast<int8_t*>(block) + 2 * kPositions;
-        for (int j = 0; j < 32; ++j) codes[j * kPositions + lane] = q[j];
-      }
-      return;
+      return store_bytes<k_code>(k, head_dim, position, tile);
   }
 }
 
-void store_value(KvType type, int head_dim, const float* v, std::byte* row) {
+void store_value(KvType type, int head_dim, const float* v, int position, std::byte* tile) {
+  std::byte* row = tile + position * v_row_bytes(type, head_dim);
   switch (type) {
     case KvType::F32:
       std::memcpy(row, v, size_t(head_dim) * 4);
@@ -70,12 +78,7 @@ void store_value(KvType type, int head_dim, const float* v, std::byte* row) {
       for (int i = 0; i < head_dim; ++i) reinterpret_cast<uint16_t*>(row)[i] = to_half(v[i]);
       return;
     case KvType::Q8_0:
-      for (int i = 0; i < head_dim; i += 32, row += 34) {
-        uint16_t d;
-        quantize_32(v + i, d, reinterpret_cast<int8_t*>(row) + 2);
-        std::memcpy(row, &d, 2);
-      }
-      return;
+      return store_bytes<v_code>(v, head_dim, position, tile);
   }
 }
 
@@ -88,8 +91,8 @@ CpuKvCache::CpuKvCache(const KvShape& shape) : KvCache(shape) {
                         " and " + std::to_string(shape.head_dim_v));
   const int64_t tiles = (std::min(shape.n_ctx, kChunk) + kTile - 1) / kTile,
                 chunks = (shape.n_ctx + kChunk - 1) / kChunk;
-  k_bytes_ = tiles * (kTile / kPositions) * k_block_bytes(shape.type_k, shape.head_dim_k);
-  v_bytes_ = tiles * kTile * v_row_bytes(shape.type_v, shape.head_dim_v);
+  k_bytes_ = tiles * kv_tile_bytes(shape.type_k, shape.head_dim_k);
+  v_bytes_ = tiles * kv_tile_bytes(shape.type_v, shape.head_dim_v);
   total_bytes_ = int64_t(checked_mul(uint64_t(chunk_bytes()), uint64_t(chunks)));
   void* memory =
       mmap(nullptr, size_t(total_bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -121,10 +124,10 @@ void CpuKvCache::advise(int64_t begin, int64_t end, int advice) const {
 
 void CpuKvCache::store(int layer, int head, int64_t position, const float* key, const float* value) const {
   const KvShape& s = shape();
-  const int64_t chunk = position / kChunk * chunk_bytes(), at = position % kChunk;
-  std::byte* block = k(layer, head) + chunk + at / kPositions * k_block_bytes(s.type_k, s.head_dim_k);
-  store_key(s.type_k, s.head_dim_k, key, int(at % kPositions), block);
-  store_value(s.type_v, s.head_dim_v, value, v(layer, head) + chunk + at * v_row_bytes(s.type_v, s.head_dim_v));
+  const int64_t chunk = position / kChunk * chunk_bytes(), tile = position % kChunk / kTile;
+  const int at = int(position % kTile);
+  store_key(s.type_k, s.head_dim_k, key, at, k(layer, head) + chunk + tile * kv_tile_bytes(s.type_k, s.head_dim_k));
+  store_value(s.type_v, s.head_dim_v, value, at, v(layer, head) + chunk + tile * kv_tile_bytes(s.type_v, s.head_dim_v));
 }
 
 }  // namespace gristmill::cpu

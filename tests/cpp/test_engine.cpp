@@ -353,7 +353,7 @@ void odd_contexts() {
     for (const KvType type_k : kTypes) {
       for (const KvType type_v : kTypes) {
         const cpu::CpuKvCache cache({1, 2, 64, 64, n_ctx, type_k, type_v});
-        const int64_t tile_bytes = cpu::kTile / cpu::kPositions * cpu::k_block_bytes(type_k, 64);
+        const int64_t tile_bytes = cpu::kv_tile_bytes(type_k, 64);
         CHECK(cache.v(0, 0) - cache.k(0, 0) >= (n_ctx + cpu::kTile - 1) / cpu::kTile * tile_bytes, "n_ctx %lld",
               (long long)n_ctx);
         Engine engine(models::ModelSource({file.path()}, tiny.tensors, tiny.metadata), {n_ctx, 1, type_k, type_v, ""});

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/half.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
 
@@ -36,8 +37,8 @@ void regions() {
   for_every_shape([](const KvShape& s) {
     const CpuKvCache cache(s);
     const int64_t tiles = (s.n_ctx + kTile - 1) / kTile;
-    const int64_t k_bytes = tiles * (kTile / kPositions) * k_block_bytes(s.type_k, s.head_dim_k);
-    const int64_t v_bytes = s.n_ctx * v_row_bytes(s.type_v, s.head_dim_v);
+    const int64_t k_bytes = tiles * kv_tile_bytes(s.type_k, s.head_dim_k);
+    const int64_t v_bytes = tiles * kv_tile_bytes(s.type_v, s.head_dim_v);
     const auto n_ctx = static_cast<long long>(s.n_ctx);
     const std::byte* end = cache.k(0, 0);
     for (int layer = 0; layer < kLayers; ++layer) {
@@ -62,8 +63,7 @@ void attend(const Kernels& kernels, const KvShape& s, bool decode) {
   const auto made = backend.make_cache(s);
   auto& cache = static_cast<CpuKvCache&>(*made);
   const int layer = kLayers - 1;
-  for (int head = 0; head < kHeadsKv; ++head)
-    std::memset(cache.k(layer, head), 0xff, size_t(cache.v(layer, head) - cache.k(layer, head)));  // NaN in every type
+  std::memset(cache.k(0, 0), 0xff, size_t(cache.chunk_bytes()));  // NaN in every type
   const int n = int(s.n_ctx);
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
@@ -100,6 +100,79 @@ void full_contexts() {
       attend(choose_kernels(isa), s, false);
       attend(choose_kernels(isa), s, true);
     });
+}
+
+// What a cache holds of dimension d of a position of layer 0, head 0, by kv_layout.h.
+double key_at(const CpuKvCache& cache, int position, int d) {
+  const KvShape& s = cache.shape();
+  const std::byte* tile = cache.k(0, 0) + position / kTile * kv_tile_bytes(s.type_k, s.head_dim_k);
+  const int at = position % kTile, i = (at / kPositions * s.head_dim_k + d) * kPositions + at % kPositions;
+  if (s.type_k == KvType::F32) return reinterpret_cast<const float*>(tile)[i];
+  if (s.type_k == KvType::F16) return half_to_float(reinterpret_cast<const uint16_t*>(tile)[i]);
+  const auto& part = reinterpret_cast<const BytePart*>(tile)[d / kPartDims];
+  return double(half_to_float(part.scale[at])) * part.code[k_code(at, d % kPartDims)];
+}
+double value_at(const CpuKvCache& cache, int position, int d) {
+  const KvShape& s = cache.shape();
+  const std::byte* tile = cache.v(0, 0) + position / kTile * kv_tile_bytes(s.type_v, s.head_dim_v);
+  const int at = position % kTile, i = at * s.head_dim_v + d;
+  if (s.type_v == KvType::F32) return reinterpret_cast<const float*>(tile)[i];
+  if (s.type_v == KvType::F16) return half_to_float(reinterpret_cast<const uint16_t*>(tile)[i]);
+  const auto& part = reinterpret_cast<const BytePart*>(tile)[d / kPartDims];
+  return double(half_to_float(part.scale[at])) * part.code[v_code(at, d % kPartDims)];
+}
+
+// One token's attention to what the cache holds, against float64: any number of queries a head, positions that fill no
+// tile, some queries and values much larger than others. Integers of 14 bits, one scale
+// for all that a tile weighs, are the least exact way there is.
+void exact() {
+  constexpr int n = 170, dim = 96;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (const std::string& isa : supported_isas()) {
+    for (const KvType type_k : kTypes) {
+      for (const KvType type_v : kTypes) {
+        for (const int heads : {1, 2, 5, 6, 7, 13}) {
+          CpuBackend backend(choose_kernels(isa), 1);
+          const auto made = backend.make_cache({1, 1, dim, dim, n, type_k, type_v});
+          auto& cache = static_cast<CpuKvCache&>(*made);
+          std::memset(cache.k(0, 0), 0xff, size_t(cache.chunk_bytes()));
+          std::vector<float> k(size_t{n} * dim), v(k.size()), q(size_t(heads) * dim), out(q.size(), NAN);
+          for (auto* x : {&k, &v, &q})
+            for (float& value : *x) value = normal(random) * (random() % 50 == 0 ? 4.0f : 1.0f);
+          Batch batch;
+          batch.spans = {{&cache, 0, n}};
+          batch.tokens.resize(n);
+          backend.store_kv(batch, 0, k.data(), v.data());
+          cache.advance(n - 1);
+          batch.spans = {{&cache, 0, 1}};
+          batch.tokens.resize(1);
+          const float scale = 1 / std::sqrt(float(dim));
+          backend.attention(batch, 0, q.data(), heads, scale, out.data());
+          double worst = 0, size = 0;
+          for (int head = 0; head < heads; ++head) {
+            std::vector<double> p(n);
+            double sum = 0;
+            for (int t = 0; t < n; ++t) {
+              double score = 0;
+              for (int d = 0; d < dim; ++d) score += double(q[size_t(head * dim + d)]) * key_at(cache, t, d);
+              sum += p[size_t(t)] = std::exp(score * double(scale));
+            }
+            for (int d = 0; d < dim; ++d) {
+              double expected = 0;
+              for (int t = 0; t < n; ++t) expected += p[size_t(t)] / sum * value_at(cache, t, d);
+              const double error = double(out[size_t(head * dim + d)]) - expected;
+              worst = std::isnan(error) ? INFINITY : std::max(worst, std::fabs(error));
+              size += expected * expected / (heads * dim);
+            }
+          }
+          const bool bytes = type_k == KvType::Q8_0 || type_v == KvType::Q8_0;
+          CHECK(worst <= (bytes ? 3e-3 : 2e-5) * std::sqrt(size), "%s: types %d and %d, %d heads: off by %g of %g",
+                isa.c_str(), int(type_k), int(type_v), heads, worst, std::sqrt(size));
+        }
+      }
+    }
+  }
 }
 
 constexpr int kDimK = 64, kDimV = 96, kLayer = 1;
@@ -223,6 +296,7 @@ void overflow_is_visible() {
 int main() {
   gristmill::cpu::regions();
   gristmill::cpu::full_contexts();
+  gristmill::cpu::exact();
   gristmill::cpu::chunks();
   gristmill::cpu::truncation();
   gristmill::cpu::overflow_is_visible();

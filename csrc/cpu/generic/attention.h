@@ -17,43 +17,29 @@ template <class V, KvType type>
 inline typename V::T load_kv(const std::byte* p, int64_t i) {
   if constexpr (type == KvType::F32) return V::load(reinterpret_cast<const float*>(p) + i);
   if constexpr (type == KvType::F16) return V::from_half(reinterpret_cast<const uint16_t*>(p) + i);
-  if constexpr (type == KvType::Q8_0) return V::from_int8(reinterpret_cast<const int8_t*>(p) + i);
 }
 
-// scores[j * kTile + position] for Q queries and kBlocks blocks of 16 positions: lanes are positions, q is broadcast.
-// What lies `ahead` bytes further, if that is not 0, is asked of memory meanwhile, into L2: L1 is full.
+// scores[j * kTile + position] (+)= for Q queries from dimension q_first on, and kBlocks blocks of 16 positions: lanes
+// are positions, q is broadcast. What lies `ahead` bytes further, if that is not 0, is asked of memory meanwhile, into
+// L2: L1 is full.
 template <class V, KvType type, int Q, int kBlocks>
-inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead, int head_dim, const float* const* q,
-                         float* scores) {
-  constexpr int kVectors = kPositions / V::N;                 // of a block
-  constexpr int kDims = type == KvType::Q8_0 ? 32 : 1 << 30;  // that share scales
+inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead, int n_dims, const float* const* q,
+                         int q_first, float* scores) {
+  constexpr int kVectors = kPositions / V::N;  // of a block
   typename V::T acc[Q][kBlocks * kVectors];
-  for (auto& row : acc)
-    for (auto& a : row) a = V::zero();
-  const int64_t step = ahead ? kBlocks * bytes_of(type, 32 * kPositions) / 32 : 0;  // bytes of a dimension
+  for (int j = 0; j < Q; ++j)
+    for (int i = 0; i < kBlocks * kVectors; ++i)
+      acc[j][i] = q_first == 0 ? V::zero() : V::load(scores + j * kTile + i * V::N);
+  const int64_t step = ahead ? kBlocks * bytes_of(type, kPositions) : 0;
   RegionAsker<kBlocks> next(k + ahead, kBlocks * block_bytes);
-  for (int first = 0; first < head_dim; first += kDims, k += 34 * kPositions) {
-    [[maybe_unused]] alignas(64) float scale[kBlocks * kPositions];
-    const std::byte* p = k;
-    if constexpr (type == KvType::Q8_0) {
-      for (int i = 0; i < kBlocks * kVectors; ++i) {
-        const auto* halves = reinterpret_cast<const uint16_t*>(k + i / kVectors * block_bytes);
-        V::store(scale + i * V::N, V::from_half(halves + i % kVectors * V::N));
-      }
-      p += 2 * kPositions;
-    }
-    const int dims = std::min(head_dim - first, kDims);
-    for (int d = 0; d < dims; ++d) {
-      next.advance(step);
-      for (int b = 0; b < kBlocks; ++b) {
-        const std::byte* block = p + b * block_bytes;
-        for (int l = 0; l < kVectors; ++l) {
-          typename V::T key = load_kv<V, type>(block, int64_t(d) * kPositions + l * V::N);
-          if constexpr (type == KvType::Q8_0) key = V::mul(key, V::load(scale + (b * kVectors + l) * V::N));
-          for (int j = 0; j < Q; ++j) {
-            auto& a = acc[j][b * kVectors + l];
-            a = V::fma(V::set(q[j][first + d]), key, a);
-          }
+  for (int d = 0; d < n_dims; ++d) {
+    next.advance(step);
+    for (int b = 0; b < kBlocks; ++b) {
+      for (int l = 0; l < kVectors; ++l) {
+        const typename V::T key = load_kv<V, type>(k + b * block_bytes, int64_t(d) * kPositions + l * V::N);
+        for (int j = 0; j < Q; ++j) {
+          auto& a = acc[j][b * kVectors + l];
+          a = V::fma(V::set(q[j][q_first + d]), key, a);
         }
       }
     }
@@ -62,58 +48,38 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead,
     for (int i = 0; i < kBlocks * kVectors; ++i) V::store(scores + j * kTile + i * V::N, acc[j][i]);
 }
 
-// acc[j * head_dim + d] += sum over positions of p[j * kTile + position] * v[position][d], for Q queries.
-template <class V, KvType type, int Q>
-inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int n_positions, int head_dim,
-                       const float* p, float* acc) {
-  constexpr int kVectors = V::kValueVectors;
+// acc[j * acc_stride + d] += sum over positions of p[j * kTile + position] * v[position][d], for Q queries.
+template <class V, KvType type, int Q, int kVectors>
+inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int n_positions, int n_dims,
+                       const float* p, float* acc, int64_t acc_stride) {
   constexpr int kStep = kVectors * V::N;
   const int64_t step = ahead ? bytes_of(type, kStep) : 0;
   RegionAsker<kTile / kPositions> next(v + ahead, kTile * row_bytes);
   int d = 0;
-  for (; d + kStep <= head_dim; d += kStep) {
+  for (; d + kStep <= n_dims; d += kStep) {
     typename V::T sum[Q][kVectors];
     for (int j = 0; j < Q; ++j)
-      for (int i = 0; i < kVectors; ++i) sum[j][i] = V::load(acc + int64_t(j) * head_dim + d + i * V::N);
+      for (int i = 0; i < kVectors; ++i) sum[j][i] = V::load(acc + j * acc_stride + d + i * V::N);
     for (int t = 0; t < n_positions; ++t) {
-      const std::byte* row = v + t * row_bytes;
       next.advance(step);
-      [[maybe_unused]] typename V::T scale = V::zero();
       for (int i = 0; i < kVectors; ++i) {
-        typename V::T value;
-        if constexpr (type == KvType::Q8_0) {
-          // V::N divides 32, so a vector lies in one block of the row.
-          const int at = d + i * V::N;
-          const std::byte* block = row + at / 32 * 34;
-          if (i == 0 || at % 32 == 0) scale = V::set_half(reinterpret_cast<const uint16_t*>(block));
-          value = V::mul(load_kv<V, type>(block + 2, at % 32), scale);
-        } else {
-          value = load_kv<V, type>(row, d + i * V::N);
-        }
+        const typename V::T value = load_kv<V, type>(v + t * row_bytes, d + i * V::N);
         for (int j = 0; j < Q; ++j) sum[j][i] = V::fma(V::set(p[j * kTile + t]), value, sum[j][i]);
       }
     }
     for (int j = 0; j < Q; ++j)
-      for (int i = 0; i < kVectors; ++i) V::store(acc + int64_t(j) * head_dim + d + i * V::N, sum[j][i]);
+      for (int i = 0; i < kVectors; ++i) V::store(acc + j * acc_stride + d + i * V::N, sum[j][i]);
   }
-  for (; d < head_dim; ++d) {  // heads that are no multiple of the step
+  for (; d < n_dims; ++d) {  // heads that are no multiple of the step
     for (int j = 0; j < Q; ++j) {
-      float sum = acc[int64_t(j) * head_dim + d];
+      float sum = acc[j * acc_stride + d];
       for (int t = 0; t < n_positions; ++t) {
         const std::byte* row = v + t * row_bytes;
-        float value;
-        if constexpr (type == KvType::F32) {
-          value = reinterpret_cast<const float*>(row)[d];
-        } else if constexpr (type == KvType::F16) {
-          value = half_to_float(reinterpret_cast<const uint16_t*>(row)[d]);
-        } else {
-          const std::byte* block = row + d / 32 * 34;
-          value = half_to_float(*reinterpret_cast<const uint16_t*>(block)) *
-                  float(reinterpret_cast<const int8_t*>(block + 2)[d % 32]);
-        }
-        sum += p[j * kTile + t] * value;
+        if constexpr (type == KvType::F32) sum += p[j * kTile + t] * reinterpret_cast<const float*>(row)[d];
+        if constexpr (type == KvType::F16)
+          sum += p[j * kTile + t] * half_to_float(reinterpret_cast<const uint16_t*>(row)[d]);
       }
-      acc[int64_t(j) * head_dim + d] = sum;
+      acc[j * acc_stride + d] = sum;
     }
   }
 }
@@ -171,107 +137,182 @@ inline void update_softmax(float* scores, int n_visible, float scale, float& max
   sum += V::sum(total);
 }
 
-struct KvTile {
-  const std::byte *k, *v;
-};
-
-// A tile of K and of V, for all queries. The next tile, if there is one, is asked of memory.
-template <class V, KvType type_k, KvType type_v>
-inline void attend_tile(const AttentionTask& t, int64_t p, const KvTile& tile, const KvTile* next, float* scores) {
-  const int64_t k_bytes = k_block_bytes(type_k, t.head_dim_k), v_bytes = v_row_bytes(type_v, t.head_dim_v);
-  for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-    const int64_t ahead = next && j == 0 ? next->k - tile.k : 0;
-    for (int b = 0; b < kTile / kPositions; b += V::kScoreBlocks)
-      score_blocks<V, type_k, Q, V::kScoreBlocks>(tile.k + b * k_bytes, k_bytes, ahead, t.head_dim_k, t.q + j,
-                                                  scores + int64_t(j) * kTile + b * kPositions);
-  });
-  const int n = int(std::min<int64_t>(kTile, t.end - p));
-  for (int j = 0; j < t.n_queries; ++j)
-    update_softmax<V>(scores + int64_t(j) * kTile, int(std::min<int64_t>(n, t.n_visible[j] - p)), t.scale, t.max[j],
-                      t.sum[j], t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
-  for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-    const int64_t ahead = next && j == 0 ? next->v - tile.v : 0;
-    add_values<V, type_v, Q>(tile.v, v_bytes, ahead, n, t.head_dim_v, scores + int64_t(j) * kTile,
-                             t.acc + int64_t(j) * t.head_dim_v);
-  });
+// Asks for what has the place of dimensions [first, first + 32) in the next tile.
+inline void ask_for_part(KvType type, const std::byte* next, int head_dim, int first) {
+  if (!next) return;
+  const int64_t bytes = kv_tile_bytes(type, std::min(kPartDims, head_dim - first));
+  RegionAsker<4>(next + kv_tile_bytes(type, first), bytes).advance(bytes);
 }
 
-// Queries from which on a tile is converted to float32 once instead of by each group of them.
-constexpr int kManyQueries = 16;
+// ---- Part of a tile as float32: [4 blocks][n_dims][16] of K, [n][n_dims] of V ----
 
-// A block of K, and a row of V, as float32.
+// Dimensions [first, first + n_dims) of a tile of K; those that share scales, of Q8_0.
 template <class V, KvType type>
-inline void k_to_float(const std::byte* k, int head_dim, float* out) {
-  for (int d = 0; d < head_dim; ++d) {
-    const std::byte* group = type == KvType::Q8_0 ? k + d / 32 * 34 * kPositions : k;
-    for (int l = 0; l < kPositions; l += V::N, out += V::N) {
+inline void k_to_float(const std::byte* tile, int head_dim, int first, int n_dims, float* out) {
+  for (int b = 0; b < kTile / kPositions; ++b) {
+    for (int d = 0; d < n_dims; d += type == KvType::Q8_0 ? 4 : 1) {
       if constexpr (type == KvType::Q8_0) {
-        const typename V::T scale = V::from_half(reinterpret_cast<const uint16_t*>(group) + l);
-        V::store(out, V::mul(load_kv<V, type>(group + 2 * kPositions, d % 32 * kPositions + l), scale));
+        const auto& part = reinterpret_cast<const BytePart*>(tile)[first / kPartDims];
+        for (int l = 0; l < kPositions; l += V::N) {
+          const typename V::T scale = V::from_half(part.scale + b * kPositions + l);
+          for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
+            V::store(out + i * kPositions + l,
+                     V::mul(V::template from_int8_of_four<i>(part.code + k_code(b * kPositions + l, d)), scale));
+          });
+        }
+        out += 4 * kPositions;
       } else {
-        V::store(out, load_kv<V, type>(group, int64_t(d) * kPositions + l));
+        const std::byte* block = tile + b * k_block_bytes(type, head_dim);
+        for (int l = 0; l < kPositions; l += V::N, out += V::N)
+          V::store(out, load_kv<V, type>(block, int64_t(first + d) * kPositions + l));
       }
     }
   }
 }
+
+// The same of V, of its first n positions, rounded up to four.
 template <class V, KvType type>
-inline void v_to_float(const std::byte* v, int head_dim, float* out) {
-  for (int d = 0; d < head_dim; d += V::N) {
-    if constexpr (type == KvType::Q8_0) {
-      const std::byte* block = v + d / 32 * 34;
-      const typename V::T scale = V::set_half(reinterpret_cast<const uint16_t*>(block));
-      V::store(out + d, V::mul(load_kv<V, type>(block + 2, d % 32), scale));
-    } else {
-      V::store(out + d, load_kv<V, type>(v, d));
+inline void v_to_float(const std::byte* tile, int n, int head_dim, int first, int n_dims, float* out) {
+  if constexpr (type == KvType::Q8_0) {
+    const auto& part = reinterpret_cast<const BytePart*>(tile)[first / kPartDims];
+    for (int t = 0; t < n; t += 4) {
+      for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
+        const typename V::T scale = V::set_half(part.scale + t + i);
+        for (int d = 0; d < n_dims; d += V::N)
+          V::store(out + (t + i) * n_dims + d,
+                   V::mul(V::template from_int8_of_four<i>(part.code + v_code(t, d)), scale));
+      });
     }
+  } else {
+    for (int t = 0; t < n; ++t, out += n_dims)
+      for (int d = 0; d < n_dims; d += V::N)
+        V::store(out + d, load_kv<V, type>(tile + t * v_row_bytes(type, head_dim), first + d));
   }
 }
 
-template <class V, KvType type_k, KvType type_v>
-void attend(const AttentionTask& t) {
-  const int64_t k_bytes = k_block_bytes(type_k, t.head_dim_k), v_bytes = v_row_bytes(type_v, t.head_dim_v);
-  const int64_t n_scores = int64_t(t.n_queries) * kTile, k_floats = kTile * t.head_dim_k;
-  constexpr bool kFloats = type_k == KvType::F32 && type_v == KvType::F32;
-  const bool convert = !kFloats && t.n_queries >= kManyQueries && t.head_dim_v % V::N == 0;
-  const int64_t n_floats = n_scores + (convert ? k_floats + kTile * t.head_dim_v : 0);
-  float* scores = reinterpret_cast<float*>(thread_scratch(size_t(n_floats) * sizeof(float)));
-  float *k_tile = scores + n_scores, *v_tile = k_tile + k_floats;
-  for (int j = 0; j < t.n_queries; ++j) {
-    t.max[j] = -std::numeric_limits<float>::infinity();
-    t.sum[j] = 0.0f;
-  }
-  std::fill(t.acc, t.acc + int64_t(t.n_queries) * t.head_dim_v, 0.0f);
-  const auto tile_at = [&](int64_t p) {
-    const int64_t chunk = p / kChunk * t.chunk_bytes, at = p % kChunk;
-    return KvTile{t.k + chunk + at / kPositions * k_bytes, t.v + chunk + at * v_bytes};
+constexpr int kPartFloats = kTile * kPartDims;
+
+// Queries from which on halves are converted once instead of by each group of queries; bytes always are.
+constexpr int kManyQueries = 16;
+template <KvType type>
+inline bool converts(const AttentionTask& t, int head_dim, int lanes) {
+  return type == KvType::Q8_0 || (type == KvType::F16 && t.n_queries >= kManyQueries && head_dim % lanes == 0);
+}
+
+// Scores [n_queries][kTile] of a tile. The next tile, if there is one, is asked of memory.
+template <class V, KvType type>
+inline void score_tile(const AttentionTask& t, const std::byte* tile, const std::byte* next, float* part,
+                       float* scores) {
+  constexpr auto kFloat = KvType::F32;
+  const auto score = [&]<KvType from, int Q>(const std::byte* k, int64_t block_bytes, int64_t ahead, int n_dims,
+                                             int first, int j) {
+    for (int b = 0; b < kTile / kPositions; b += V::kScoreBlocks)
+      score_blocks<V, from, Q, V::kScoreBlocks>(k + b * block_bytes, block_bytes, ahead, n_dims, t.q + j, first,
+                                                scores + int64_t(j) * kTile + b * kPositions);
   };
-  KvTile tile = tile_at(t.begin), next = tile;
-  for (int64_t p = t.begin; p < t.end; p += kTile, tile = next) {
-    const bool more = p + kTile < t.end;
-    if (more) next = tile_at(p + kTile);
-    if (!convert) {
-      attend_tile<V, type_k, type_v>(t, p, tile, more ? &next : nullptr, scores);
-      continue;
-    }
-    for (int b = 0; b < kTile / kPositions; ++b)
-      k_to_float<V, type_k>(tile.k + b * k_bytes, t.head_dim_k, k_tile + b * kPositions * t.head_dim_k);
-    for (int i = 0; i < std::min<int64_t>(kTile, t.end - p); ++i)
-      v_to_float<V, type_v>(tile.v + i * v_bytes, t.head_dim_v, v_tile + i * t.head_dim_v);
-    const KvTile floats = {reinterpret_cast<const std::byte*>(k_tile), reinterpret_cast<const std::byte*>(v_tile)};
-    attend_tile<V, KvType::F32, KvType::F32>(t, p, floats, nullptr, scores);
+  if (!converts<type>(t, t.head_dim_k, 1)) {
+    if constexpr (type != KvType::Q8_0)
+      for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
+        score.template operator()<type, Q>(tile, k_block_bytes(type, t.head_dim_k), next && j == 0 ? next - tile : 0,
+                                           t.head_dim_k, 0, j);
+      });
+    return;
+  }
+  const auto* const floats = reinterpret_cast<const std::byte*>(part);
+  for (int first = 0; first < t.head_dim_k; first += kPartDims) {
+    const int n_dims = std::min(kPartDims, t.head_dim_k - first);
+    ask_for_part(type, next, t.head_dim_k, first);
+    k_to_float<V, type>(tile, t.head_dim_k, first, n_dims, part);
+    for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
+      score.template operator()<kFloat, Q>(floats, bytes_of(kFloat, n_dims * kPositions), 0, n_dims, first, j);
+    });
   }
 }
 
-template <class V>
+// acc [n_queries][head_dim_v] += p [n_queries][kTile] times the first n positions of a tile.
+template <class V, KvType type>
+inline void add_tile(const AttentionTask& t, const std::byte* tile, const std::byte* next, int n, float* part,
+                     const float* p) {
+  constexpr auto kFloat = KvType::F32;
+  constexpr int kPartVectors = std::min(V::kValueVectors, kPartDims / V::N);
+  if (!converts<type>(t, t.head_dim_v, V::N)) {
+    if constexpr (type != KvType::Q8_0)
+      for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
+        add_values<V, type, Q, V::kValueVectors>(
+            tile, v_row_bytes(type, t.head_dim_v), next && j == 0 ? next - tile : 0, n, t.head_dim_v,
+            p + int64_t(j) * kTile, t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
+      });
+    return;
+  }
+  for (int first = 0; first < t.head_dim_v; first += kPartDims) {
+    const int n_dims = std::min(kPartDims, t.head_dim_v - first);
+    ask_for_part(type, next, t.head_dim_v, first);
+    v_to_float<V, type>(tile, n, t.head_dim_v, first, n_dims, part);
+    for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
+      add_values<V, kFloat, Q, kPartVectors>(reinterpret_cast<const std::byte*>(part), bytes_of(kFloat, n_dims), 0, n,
+                                             n_dims, p + int64_t(j) * kTile, t.acc + int64_t(j) * t.head_dim_v + first,
+                                             t.head_dim_v);
+    });
+  }
+}
+
+template <class V, class Bytes, KvType type_k, KvType type_v>
+void attend(const AttentionTask& t) {
+  // In integers, where the set has them.
+  constexpr bool kByteKeys = type_k == KvType::Q8_0 && Bytes::kExists,
+                 kByteValues = type_v == KvType::Q8_0 && Bytes::kExists;
+  const size_t n_scores = size_t(t.n_queries) * kTile, n_bytes = t.is_decode ? Bytes::scratch_bytes(t) : 0;
+  std::byte* scratch = thread_scratch(n_bytes + (n_scores + kPartFloats) * sizeof(float));
+  float* scores = reinterpret_cast<float*>(scratch + n_bytes);
+  float* part = scores + n_scores;
+  [[maybe_unused]] const Bytes bytes(t, scratch);
+  std::fill_n(t.max, t.n_queries, -std::numeric_limits<float>::infinity());
+  std::fill_n(t.sum, t.n_queries, 0.0f);
+  std::fill_n(t.acc, int64_t(t.n_queries) * t.head_dim_v, 0.0f);
+  const int64_t k_bytes = kv_tile_bytes(type_k, t.head_dim_k), v_bytes = kv_tile_bytes(type_v, t.head_dim_v);
+  const auto tile_of = [&](const std::byte* first, int64_t bytes_of_tile, int64_t p) {
+    return p < t.end ? first + p / kChunk * t.chunk_bytes + p % kChunk / kTile * bytes_of_tile : nullptr;
+  };
+  for (int64_t p = t.begin; p < t.end; p += kTile) {
+    const int n = int(std::min<int64_t>(kTile, t.end - p));
+    const std::byte *k = tile_of(t.k, k_bytes, p), *next_k = tile_of(t.k, k_bytes, p + kTile),
+                    *v = tile_of(t.v, v_bytes, p), *next_v = tile_of(t.v, v_bytes, p + kTile);
+    if (kByteKeys && t.is_decode) {
+      bytes.score_tile(k, next_k, scores);
+    } else {
+      score_tile<V, type_k>(t, k, next_k, part, scores);
+    }
+    for (int j = 0; j < t.n_queries; ++j)
+      update_softmax<V>(scores + int64_t(j) * kTile, int(std::min<int64_t>(n, t.n_visible[j] - p)), t.scale, t.max[j],
+                        t.sum[j], t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
+    if (kByteValues && t.is_decode) {
+      bytes.add_tile(v, next_v, n, scores);
+    } else {
+      add_tile<V, type_v>(t, v, next_v, n, part, scores);
+    }
+  }
+}
+
+// For sets that have no integers for bytes: keys and values become float32.
+struct NoBytes {
+  static constexpr bool kExists = false;
+  static size_t scratch_bytes(const AttentionTask&) { return 0; }
+  NoBytes(const AttentionTask&, std::byte*) {}
+  void score_tile(const std::byte*, const std::byte*, float*) const {}
+  void add_tile(const std::byte*, const std::byte*, int, const float*) const {}
+};
+
+// Bytes: decoding with keys and values of Q8_0 in integers, as in isa/avx512_vnni/attention.h, or NoBytes.
+template <class V, class Bytes>
 void attention(const AttentionTask& t) {
   const auto with_k = [&]<KvType type_k>() {
     switch (t.type_v) {
       case KvType::F32:
-        return attend<V, type_k, KvType::F32>(t);
+        return attend<V, Bytes, type_k, KvType::F32>(t);
       case KvType::F16:
-        return attend<V, type_k, KvType::F16>(t);
+        return attend<V, Bytes, type_k, KvType::F16>(t);
       case KvType::Q8_0:
-        return attend<V, type_k, KvType::Q8_0>(t);
+        return attend<V, Bytes, type_k, KvType::Q8_0>(t);
     }
   };
   switch (t.type_k) {

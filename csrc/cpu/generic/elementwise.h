@@ -1,7 +1,7 @@
 // Norm, rotation, gating and addition, written once over a vocabulary of vectors V (isa/*/vec.h):
 //   V::T, V::N lanes; zero, set, load, load_n, store, store_n, add, sub, mul, div, fma(a, b, c) = a b + c, max, sum,
 //   maximum, round, scale_pow2(x, n) = x 2^n, transpose (N x N), first_n (other lanes 0), from_half, from_bf16,
-//   from_int8.
+//   from_int8_of_four.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,6 @@
 // An instruction set's table of kernels from its vocabulary and its products with quantized weights. A set is a struct:
 //   Vec                                  the vocabulary of elementwise.h
+//   ByteAttention                        attention of one token to bytes, as generic/attention.h says
 //   kName, kPrefillRows, kPanelRows     as in Kernels
 //   kIntegers<Format, Pass>              whether it multiplies this format as integers: all of Kind::kAffine; those of
 //                                        Kind::kFloat else come from matmul_float.h
@@ -71,7 +72,7 @@ constexpr Kernels make_kernels(std::tuple<Format...>*) {
            {matmul_kernel<Set, Format, Pass::kPrecisePrefill>()...},
            {matmul_kernel<Set, Format, Pass::kDecode>()...},
            {matmul_kernel<Set, Format, Pass::kPreciseDecode>()...}},
-          attention<Vec>,
+          attention<Vec, typename Set::ByteAttention>,
           rms_norm<Vec>,
           rope<Vec>,
           swiglu<Vec>,

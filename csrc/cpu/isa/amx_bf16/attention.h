@@ -51,24 +51,28 @@ inline void set_rows(int n, int steps, const Row& row, Planes* to) {
 }
 
 template <KvType type>
-inline void set_keys(const std::byte* block, int head_dim, float* floats, Planes* to) {
-  k_to_float<Avx512Vec, type>(block, head_dim, floats);
-  for (int d = 0; d < head_dim; d += 2)
-    set_pair<2>(to, d / 2, _mm512_loadu_ps(floats + d * kPositions), _mm512_loadu_ps(floats + (d + 1) * kPositions));
+inline void set_keys(const std::byte* tile, int head_dim, float* floats, Planes* to) {
+  const int steps = head_dim / kStepK;
+  for (int s = 0; s < steps; ++s) {
+    const float* x = floats;
+    k_to_float<Avx512Vec, type>(tile, head_dim, s * kStepK, kStepK, floats);
+    for (int b = 0; b < kTileBlocks; ++b)
+      for (int pair = 0; pair < kStepK / 2; ++pair, x += 2 * kPositions)
+        set_pair<2>(to + b * steps + s, pair, _mm512_loadu_ps(x), _mm512_loadu_ps(x + kPositions));
+  }
 }
 
-// n rows of V; the others may hold anything, and zero times that is not always zero.
+// n positions of V; what follows them may be anything, and zero times that is not always zero.
 template <KvType type>
-inline void set_values(const std::byte* rows, int64_t row_bytes, int n, int head_dim, float* floats, Planes* to) {
-  for (int t = 0; t < cpu::kTile; t += 2) {
-    for (int i = 0; i < 2; ++i) {
-      float* x = floats + i * head_dim;
-      t + i < n ? v_to_float<Avx512Vec, type>(rows + (t + i) * row_bytes, head_dim, x)
-                : (void)std::fill_n(x, head_dim, 0.0f);
-    }
-    for (int d = 0; d < head_dim; d += kPanelRows)
-      set_pair<2>(to + d / kPanelRows * kTileSteps, t / 2, _mm512_loadu_ps(floats + d),
-                  _mm512_loadu_ps(floats + head_dim + d));
+inline void set_values(const std::byte* tile, int n, int head_dim, float* floats, Planes* to) {
+  for (int first = 0; first < head_dim; first += kPartDims) {
+    const int n_dims = std::min(kPartDims, head_dim - first);
+    v_to_float<Avx512Vec, type>(tile, n, head_dim, first, n_dims, floats);
+    std::fill(floats + n * n_dims, floats + cpu::kTile * n_dims, 0.0f);
+    for (int d = 0; d < n_dims; d += kPanelRows)
+      for (int t = 0; t < cpu::kTile; t += 2)
+        set_pair<2>(to + (first + d) / kPanelRows * kTileSteps, t / 2, _mm512_loadu_ps(floats + t * n_dims + d),
+                    _mm512_loadu_ps(floats + (t + 1) * n_dims + d));
   }
 }
 
@@ -91,13 +95,12 @@ void attend_on_tiles(const AttentionTask& t) {
   const TilesInUse tiles_in_use;
   const int tiles = (t.n_queries + kTokens - 1) / kTokens, steps = t.head_dim_k / kStepK,
             value_panels = t.head_dim_v / kPanelRows;
-  const int64_t k_bytes = k_block_bytes(type_k, t.head_dim_k), v_bytes = v_row_bytes(type_v, t.head_dim_v);
+  const int64_t k_bytes = kv_tile_bytes(type_k, t.head_dim_k), v_bytes = kv_tile_bytes(type_v, t.head_dim_v);
   const int n_query = tiles * steps, n_key = kTileBlocks * steps, n_weight = tiles * kTileSteps,
             n_value = value_panels * kTileSteps;
-  const int64_t n_scores = int64_t(tiles) * kTokens * cpu::kTile, n_acc = int64_t(tiles) * kTokens * t.head_dim_v,
-                n_floats = std::max(t.head_dim_k * kPositions, 2 * t.head_dim_v);
+  const int64_t n_scores = int64_t(tiles) * kTokens * cpu::kTile, n_acc = int64_t(tiles) * kTokens * t.head_dim_v;
   const size_t planes_bytes = size_t(n_query + n_key + n_weight + n_value) * sizeof(Planes);
-  std::byte* scratch = thread_scratch(planes_bytes + size_t(n_scores + n_acc + n_floats) * sizeof(float));
+  std::byte* scratch = thread_scratch(planes_bytes + size_t(n_scores + n_acc + kPartFloats) * sizeof(float));
   auto* query = reinterpret_cast<Planes*>(scratch);
   Planes *key = query + n_query, *weight = key + n_key, *value = weight + n_weight;
   auto* scores = reinterpret_cast<float*>(scratch + planes_bytes);
@@ -108,10 +111,9 @@ void attend_on_tiles(const AttentionTask& t) {
   std::fill_n(t.sum, t.n_queries, 0.0f);
   std::fill_n(acc, n_acc, 0.0f);
   for (int64_t p = t.begin; p < t.end; p += cpu::kTile) {
-    const int64_t chunk = p / kChunk * t.chunk_bytes, at = p % kChunk;
+    const int64_t chunk = p / kChunk * t.chunk_bytes, tile = p % kChunk / cpu::kTile;
     const int n = int(std::min<int64_t>(cpu::kTile, t.end - p));
-    for (int b = 0; b < kTileBlocks; ++b)
-      set_keys<type_k>(t.k + chunk + (at / kPositions + b) * k_bytes, t.head_dim_k, floats, key + b * steps);
+    set_keys<type_k>(t.k + chunk + tile * k_bytes, t.head_dim_k, floats, key);
     multiply_all(query, tiles, key, kTileBlocks, steps, true, scores);
     for (int j = 0; j < t.n_queries; ++j)
       update_softmax<Avx512Vec>(scores + int64_t(j) * cpu::kTile, int(std::min<int64_t>(n, t.n_visible[j] - p)),
@@ -120,7 +122,7 @@ void attend_on_tiles(const AttentionTask& t) {
       set_rows(
           kTokens, kTileSteps, [&](int i) { return scores + int64_t(j * kTokens + i) * cpu::kTile; },
           weight + j * kTileSteps);
-    set_values<type_v>(t.v + chunk + at * v_bytes, v_bytes, n, t.head_dim_v, floats, value);
+    set_values<type_v>(t.v + chunk + tile * v_bytes, n, t.head_dim_v, floats, value);
     multiply_all(weight, tiles, value, value_panels, kTileSteps, false, acc);
   }
   std::copy_n(acc, int64_t(t.n_queries) * t.head_dim_v, t.acc);

@@ -10,6 +10,7 @@ namespace {
 
 struct Set {
   using Vec = Avx2Vec;
+  using ByteAttention = NoBytes;
   static constexpr const char* kName = "avx2";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = int(kTrioRows);
   template <class Format, Pass kPass>

@@ -54,8 +54,11 @@ struct Avx2Vec {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
   }
-  static T from_int8(const int8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  // Byte i of each group of four.
+  template <int i>
+  static T from_int8_of_four(const int8_t* p) {
+    const __m256i fours = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(fours, 24 - 8 * i), 24));
   }
   // 8 rows x 8 lanes.
   static void transpose(T (&r)[8]) {

@@ -1,5 +1,6 @@
 #include "cpu/dispatch.h"
 #include "cpu/generic/kernel_table.h"
+#include "cpu/isa/avx512_vnni/attention.h"
 #include "cpu/isa/avx512_vnni/decode.h"
 #include "cpu/isa/avx512_vnni/prefill.h"
 #include "cpu/isa/avx512_vnni/quantize.h"
@@ -12,6 +13,7 @@ constexpr int decode_planes(Pass pass) { return pass == Pass::kDecode ? 1 : 2; }
 
 struct Set {
   using Vec = Avx512Vec;
+  using ByteAttention = IntegerAttention;
   static constexpr const char* kName = "avx512_vnni";
   static constexpr int kPrefillRows = int(kBlockRows), kPanelRows = kPanels * cpu::kPanelRows;
   template <class Format, Pass kPass>

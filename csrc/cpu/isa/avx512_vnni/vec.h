@@ -41,8 +41,11 @@ struct Avx512Vec {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
-  static T from_int8(const int8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  // Byte i of each group of four.
+  template <int i>
+  static T from_int8_of_four(const int8_t* p) {
+    const __m512i fours = _mm512_loadu_si512(p);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(fours, 24 - 8 * i), 24));
   }
 
   // 16 rows x 16 lanes.

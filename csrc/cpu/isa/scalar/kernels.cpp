@@ -73,6 +73,7 @@ void matmul_affine(const MatmulTask& task) {
 
 struct Set {
   using Vec = ScalarVec;
+  using ByteAttention = NoBytes;
   static constexpr const char* kName = "scalar";
   static constexpr int kPrefillRows = 16, kPanelRows = 16;
   static constexpr auto activation_bytes = cpu::activation_bytes;

@@ -40,7 +40,10 @@ struct ScalarVec {
   static T from_half(const uint16_t* p) { return half_to_float(*p); }
   static T set_half(const uint16_t* p) { return half_to_float(*p); }
   static T from_bf16(const uint16_t* p) { return bf16_to_float(*p); }
-  static T from_int8(const int8_t* p) { return float(*p); }
+  template <int i>
+  static T from_int8_of_four(const int8_t* p) {
+    return float(p[i]);
+  }
 };
 
 }  // namespace

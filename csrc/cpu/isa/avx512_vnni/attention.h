@@ -1,0 +1,205 @@
+// Attention of one token to keys and values of Q8_0, in integers: codes are multiplied as they lie in the cache.
+//   scores  q of a head in 15 bits with a scale for each 32 dimensions; lanes are positions
+//           vpdpbusd wants one unsigned factor: 128 + key, and 128 sum(q) less where the sum begins
+//   values  what a position weighs times its value's scale, in 14 bits with a scale a tile, head and 32 dimensions;
+//           lanes are dimensions
+// Two planes of 7 bits, 128 hi + lo, as in tile.h. Exact but for those roundings, which are below a float16's.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/generic/attention.h"
+#include "cpu/isa/avx512_vnni/vec.h"
+
+namespace gristmill::cpu {
+namespace {
+
+constexpr float kMostQuery = 127 * 128, kMostWeight = 127 * 128 + 64;  // whose planes fit their bytes
+constexpr int kPlaneBytes = kTile;                                     // of a head's weights
+
+class IntegerAttention {
+ public:
+  static constexpr bool kExists = true;
+
+  static size_t scratch_bytes(const AttentionTask& t) {
+    const size_t n = size_t(t.n_queries), parts = size_t(t.head_dim_k / kPartDims);
+    return n * (parts * (sizeof(Scale) + 2 * kPartDims) + 2 * kPlaneBytes + sizeof(float)) / 64 * 64 + 64;
+  }
+
+  // Rounds the queries, if keys are bytes.
+  IntegerAttention(const AttentionTask& t, std::byte* scratch) : t_(t) {
+    if (!t.is_decode) return;
+    const int parts = t.head_dim_k / kPartDims;
+    weight_ = reinterpret_cast<uint8_t*>(scratch);
+    query_ = reinterpret_cast<int8_t*>(weight_ + t.n_queries * 2 * kPlaneBytes);
+    scale_ = reinterpret_cast<Scale*>(query_ + t.n_queries * parts * 2 * kPartDims);
+    weight_scale_ = reinterpret_cast<float*>(scale_ + t.n_queries * parts);
+    if (t.type_k != KvType::Q8_0) return;
+    for (int part = 0; part < parts; ++part)
+      for (int j = 0; j < t.n_queries; ++j) round_query(part, j);
+  }
+
+  // scores [n_queries][kTile] of a tile; the next one is asked for.
+  void score_tile(const std::byte* tile, const std::byte* next, float* scores) const {
+    for_query_groups<kQueries>(t_.n_queries, [&]<int Q>(int j) {
+      RegionAsker<4> asker(next, kv_tile_bytes(KvType::Q8_0, t_.head_dim_k));
+      for (int part = 0; part < t_.head_dim_k / kPartDims; ++part)
+        for (int block = 0; block < kTile / kPositions; block += kBlocks)
+          score<Q>(tile, part, block, j, next && j == 0 ? &asker : nullptr, scores);
+    });
+  }
+
+  // acc [n_queries][head_dim_v] += p [n_queries][kTile] times the first n positions of a tile.
+  void add_tile(const std::byte* tile, const std::byte* next, int n, const float* p) const {
+    for_query_groups<kQueries>(t_.n_queries, [&]<int Q>(int j) {
+      RegionAsker<4> asker(next, kv_tile_bytes(KvType::Q8_0, t_.head_dim_v));
+      for (int part = 0; part < t_.head_dim_v / kPartDims; ++part)
+        add<Q>(reinterpret_cast<const BytePart*>(tile)[part], part, j, n, next && j == 0 ? &asker : nullptr, p);
+    });
+  }
+
+ private:
+  // Sums of six heads, two planes and two blocks of 16 lanes are 24 of the 32 registers.
+  static constexpr int kQueries = 6, kBlocks = 2;
+  struct Scale {
+    float scale;
+    int32_t start;  // of sums: -128 times the codes' sum
+  };
+  // Sums of a head are four: plane by plane, block by block.
+  template <int Q>
+  using Sums = __m512i[Q * 4];
+
+  GRISTMILL_INLINE static __m512i broadcast(const void* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
+  // In place: GCC would keep every sum in two registers and in memory.
+  GRISTMILL_INLINE static void multiply_add(__m512i& sum, __m512i u, __m512i s) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+  }
+  GRISTMILL_INLINE static __m512 joined(__m512i hi, __m512i lo) {
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi, 7), lo));
+  }
+
+  // query_ is [part][8 times four dimensions][n_queries][plane][4], scale_ [part][n_queries].
+  void round_query(int part, int j) {
+    const float* q = t_.q[j] + part * kPartDims;
+    const __m512 x[2] = {_mm512_loadu_ps(q), _mm512_loadu_ps(q + 16)};
+    // As bits, since then a NaN is the largest. An infinity becomes one, for it has no codes.
+    const __m512i bits =
+        _mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(x[0])), _mm512_castps_si512(_mm512_abs_ps(x[1])));
+    const float top = _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(int(_mm512_reduce_max_epu32(bits)))));
+    const __m512 inverse = _mm512_set1_ps(top > kNothing ? kMostQuery / top : 0.0f);
+    int32_t sum = 0;
+    for (int half = 0; half < 2; ++half) {
+      const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(x[half], inverse));
+      const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(64)), 7);
+      const __m512i lo = _mm512_sub_epi32(code, _mm512_slli_epi32(hi, 7));
+      sum += _mm512_reduce_add_epi32(code);
+      alignas(16) int8_t planes[2][16];
+      _mm_store_si128(reinterpret_cast<__m128i*>(planes[0]), _mm512_cvtsepi32_epi8(hi));
+      _mm_store_si128(reinterpret_cast<__m128i*>(planes[1]), _mm512_cvtepi32_epi8(lo));
+      for (int i = 0; i < 4; ++i)
+        for (int plane = 0; plane < 2; ++plane)
+          std::memcpy(query_ + (((part * 8 + half * 4 + i) * t_.n_queries + j) * 2 + plane) * 4, planes[plane] + 4 * i,
+                      4);
+    }
+    scale_[part * t_.n_queries + j] = {top / kMostQuery + (top - top), -128 * sum};
+  }
+
+  // Of Q heads, 32 dimensions and two blocks; from the second part on added to what is there.
+  template <int Q>
+  GRISTMILL_INLINE void score(const std::byte* tile, int part, int block, int j, RegionAsker<4>* asker,
+                              float* scores) const {
+    const auto& keys = reinterpret_cast<const BytePart*>(tile)[part];
+    const int8_t* code = keys.code + k_code(block * kPositions, 0);
+    const int8_t* q = query_ + (part * 8 * t_.n_queries + j) * 8;
+    const Scale* scale = scale_ + part * t_.n_queries + j;
+    if (asker) asker->advance(sizeof keys / (kTile / kPositions / kBlocks));
+    Sums<Q> sum;
+#pragma GCC unroll 24
+    for (int i = 0; i < Q * 4; ++i) sum[i] = i % 4 < 2 ? _mm512_setzero_si512() : _mm512_set1_epi32(scale[i / 4].start);
+    for (int four = 0; four < kPartDims / 4; ++four, code += 64, q += 8 * t_.n_queries) {
+      const __m512i top = _mm512_set1_epi8(-128),
+                    key[2] = {_mm512_xor_si512(_mm512_loadu_si512(code), top),
+                              _mm512_xor_si512(_mm512_loadu_si512(code + kPositions * kPartDims), top)};
+#pragma GCC unroll 24
+      for (int i = 0; i < Q * 4; ++i) multiply_add(sum[i], key[i % 2], broadcast(q + i / 2 * 4));
+    }
+#pragma GCC unroll 2
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 key_scale = Avx512Vec::from_half(keys.scale + (block + b) * kPositions);
+#pragma GCC unroll 6
+      for (int i = 0; i < Q; ++i) {
+        float* to = scores + (j + i) * kTile + (block + b) * kPositions;
+        const __m512 before = part == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(to);
+        const __m512 factor = _mm512_mul_ps(key_scale, _mm512_set1_ps(scale[i].scale));
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(joined(sum[i * 4 + b], sum[i * 4 + 2 + b]), factor, before));
+      }
+    }
+  }
+
+  // What head j's p and the values' scales make together, into weight_ [n_queries][plane][kTile].
+  GRISTMILL_INLINE void round_weights(const __m512 (&value_scale)[4], const float* p, int j) const {
+    __m512 x[4];
+    for (int i = 0; i < 4; ++i) x[i] = _mm512_mul_ps(_mm512_loadu_ps(p + j * kTile + 16 * i), value_scale[i]);
+    const auto bits = [&](int i) { return _mm512_castps_si512(x[i]); };
+    const __m512i most = _mm512_max_epu32(_mm512_max_epu32(bits(0), bits(1)), _mm512_max_epu32(bits(2), bits(3)));
+    const float top = _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(int(_mm512_reduce_max_epu32(most)))));
+    const __m512 inverse = _mm512_set1_ps(top > kNothing ? kMostWeight / top : 0.0f);
+    __m512i code[4];
+    for (int i = 0; i < 4; ++i) code[i] = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], inverse));
+    const __m512i words[2] = {_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3])};
+    // Packing goes by 128 bits: dword 4 l + i of the bytes has positions 16 i + 4 l on.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i low = _mm512_set1_epi16(127);
+    const __m512i hi = _mm512_packus_epi16(_mm512_srli_epi16(words[0], 7), _mm512_srli_epi16(words[1], 7));
+    const __m512i lo = _mm512_packus_epi16(_mm512_and_si512(words[0], low), _mm512_and_si512(words[1], low));
+    uint8_t* to = weight_ + j * 2 * kPlaneBytes;
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, hi));
+    _mm512_storeu_si512(to + kPlaneBytes, _mm512_permutexvar_epi32(order, lo));
+    weight_scale_[j] = top / kMostWeight;
+  }
+
+  template <int Q>
+  GRISTMILL_INLINE void add(const BytePart& values, int part, int j, int n, RegionAsker<4>* asker,
+                            const float* p) const {
+    if (asker) asker->advance(sizeof values);
+    // Positions that are not there may hold anything, and zero times that is not always zero.
+    __m512 value_scale[4];
+    for (int i = 0; i < 4; ++i)
+      value_scale[i] = Avx512Vec::first_n(Avx512Vec::from_half(values.scale + 16 * i), n - 16 * i);
+    for (int i = 0; i < Q; ++i) round_weights(value_scale, p, j + i);
+    Sums<Q> sum;
+#pragma GCC unroll 24
+    for (int i = 0; i < Q * 4; ++i) sum[i] = _mm512_setzero_si512();
+    const int8_t* code = values.code;
+    const uint8_t* weight = weight_ + j * 2 * kPlaneBytes;
+    for (int t = 0; t < n; t += 4, code += 4 * kPartDims, weight += 4) {
+      const __m512i value[2] = {_mm512_loadu_si512(code), _mm512_loadu_si512(code + 64)};
+#pragma GCC unroll 24
+      for (int i = 0; i < Q * 4; ++i) multiply_add(sum[i], broadcast(weight + i / 2 * kPlaneBytes), value[i % 2]);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < Q; ++i) {
+      float* to = t_.acc + int64_t(j + i) * t_.head_dim_v + part * kPartDims;
+      const __m512 scale = _mm512_set1_ps(weight_scale_[j + i]);
+#pragma GCC unroll 2
+      for (int b = 0; b < kBlocks; ++b)
+        _mm512_storeu_ps(to + 16 * b, _mm512_fmadd_ps(joined(sum[i * 4 + b], sum[i * 4 + 2 + b]), scale,
+                                                      _mm512_loadu_ps(to + 16 * b)));
+    }
+  }
+
+  static constexpr float kNothing = 1e-30f;  // has no inverse that a code could be made with
+
+  const AttentionTask& t_;
+  uint8_t* weight_ = nullptr;
+  int8_t* query_ = nullptr;
+  Scale* scale_ = nullptr;
+  float* weight_scale_ = nullptr;
+};
+
+}  // namespace
+}  // namespace gristmill::cpu
