@@ -41,8 +41,8 @@ struct MatmulTask {
 };
 using MatmulFunction = void (*)(const MatmulTask&);
 
-// K and V of one layer and KV head. K is in blocks of 16 positions, dimension by dimension ([head_dim][16]), so that
-// scores of 16 positions come from broadcasting q; V is a row a position. See kv_layout.h.
+// K and V of one layer and KV head, as kv_layout.h has them: K so that scores of 16 positions come from broadcasting q,
+// V so that a position's weight is broadcast.
 struct AttentionTask {
   KvType type_k, type_v;
   const std::byte* k;  // of the first chunk
