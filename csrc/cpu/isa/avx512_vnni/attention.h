@@ -3,7 +3,8 @@
 //           vpdpbusd wants one unsigned factor: 128 + key, and 128 sum(q) less where the sum begins
 //   values  what a position weighs times its value's scale, in 14 bits with a scale a tile, head and 32 dimensions;
 //           lanes are dimensions
-// Two planes of 7 bits, 128 hi + lo, as in tile.h. Exact but for those roundings, which are below a float16's.
+// Two planes of 7 bits, 128 hi + lo, as in tile.h. Exact but for those roundings, by 2^-15 of the largest that shares a
+// scale: Q8_0 itself rounds by 2^-8 of it.
 #pragma once
 
 #include <cstring>
