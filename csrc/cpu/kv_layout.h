@@ -17,7 +17,7 @@
 namespace gristmill::cpu {
 
 constexpr int kPositions = 16;
-// Positions that attention scores together. Kernels read whole tiles, so a cache holds whole tiles of K.
+// Positions that attention scores together. Kernels read whole tiles, so a cache holds whole tiles.
 constexpr int kTile = 64;
 static_assert(kTile % kPositions == 0);
 // Positions of a chunk; a context that is shorter has one, of whole tiles. Decoding attends to a chunk at a time
@@ -38,6 +38,7 @@ inline int64_t bytes_of(KvType type, int64_t n) {
 }
 
 inline int64_t kv_tile_bytes(KvType type, int head_dim) { return bytes_of(type, int64_t(head_dim) * kTile); }
+// Of a block of K and a row of V; Q8_0 has neither.
 inline int64_t k_block_bytes(KvType type, int head_dim) { return kv_tile_bytes(type, head_dim) / (kTile / kPositions); }
 inline int64_t v_row_bytes(KvType type, int head_dim) { return bytes_of(type, head_dim); }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -47,16 +48,17 @@ SHAPES = [keys, string_keys, tensors, reversed_tensors, tokens, nested_arrays]
 @pytest.mark.parametrize("build", SHAPES)
 def test_100_000_of_anything_under_5_seconds(build: Callable[[int], Raw], tmp_path: Path) -> None:
     """Promise 9: 100 000 keys, tensors, tokens or arrays under 5 s, at most ten times a quarter's time."""
-    seconds = []
-    for n in (N // 4, N):
-        path = tmp_path / f"{n}.gguf"
-        path.write_bytes(build(n).build())
-        begin = time.perf_counter()
-        with GGUFFile.open(path) as file:
-            assert max(len(file.metadata), len(file.tensors)) in (1, n)
-        seconds.append(time.perf_counter() - begin)
-    assert seconds[1] < 5
-    assert seconds[1] < 10 * max(seconds[0], 0.02)
+    seconds = {N // 4: math.inf, N: math.inf}
+    for n in seconds:
+        (tmp_path / f"{n}.gguf").write_bytes(build(n).build())
+    for _ in range(3):  # the least of three: other work on the machine only adds
+        for n in seconds:
+            begin = time.perf_counter()
+            with GGUFFile.open(tmp_path / f"{n}.gguf") as file:
+                assert max(len(file.metadata), len(file.tensors)) in (1, n)
+            seconds[n] = min(seconds[n], time.perf_counter() - begin)
+    assert seconds[N] < 5
+    assert seconds[N] < 10 * max(seconds[N // 4], 0.02)
 
 
 @pytest.mark.parametrize("build", SHAPES)

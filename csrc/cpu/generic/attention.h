@@ -70,7 +70,16 @@ inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int
     for (int j = 0; j < Q; ++j)
       for (int i = 0; i < kVectors; ++i) V::store(acc + j * acc_stride + d + i * V::N, sum[j][i]);
   }
-  for (; d < n_dims; ++d) {  // heads that are no multiple of the step
+  // A head that is no multiple of the step: the same operations whatever the step is, so that its bits are too.
+  for (; d + V::N <= n_dims; d += V::N) {
+    for (int j = 0; j < Q; ++j) {
+      typename V::T sum = V::load(acc + j * acc_stride + d);
+      for (int t = 0; t < n_positions; ++t)
+        sum = V::fma(V::set(p[j * kTile + t]), load_kv<V, type>(v + t * row_bytes, d), sum);
+      V::store(acc + j * acc_stride + d, sum);
+    }
+  }
+  for (; d < n_dims; ++d) {
     for (int j = 0; j < Q; ++j) {
       float sum = acc[j * acc_stride + d];
       for (int t = 0; t < n_positions; ++t) {
@@ -137,12 +146,16 @@ inline void update_softmax(float* scores, int n_visible, float scale, float& max
   sum += V::sum(total);
 }
 
+namespace {  // compiled with each set's own flags
+
 // Asks for what has the place of dimensions [first, first + 32) in the next tile.
 inline void ask_for_part(KvType type, const std::byte* next, int head_dim, int first) {
   if (!next) return;
   const int64_t bytes = kv_tile_bytes(type, std::min(kPartDims, head_dim - first));
   RegionAsker<4>(next + kv_tile_bytes(type, first), bytes).advance(bytes);
 }
+
+}  // namespace
 
 // ---- Part of a tile as float32: [4 blocks][n_dims][16] of K, [n][n_dims] of V ----
 
@@ -194,9 +207,9 @@ constexpr int kPartFloats = kTile * kPartDims;
 
 // Queries from which on halves are converted once instead of by each group of queries; bytes always are.
 constexpr int kManyQueries = 16;
-template <KvType type>
-inline bool converts(const AttentionTask& t, int head_dim, int lanes) {
-  return type == KvType::Q8_0 || (type == KvType::F16 && t.n_queries >= kManyQueries && head_dim % lanes == 0);
+template <class V, KvType type>
+inline bool converts(const AttentionTask& t, bool divides) {
+  return type == KvType::Q8_0 || (type == KvType::F16 && t.n_queries >= kManyQueries && divides);
 }
 
 // Scores [n_queries][kTile] of a tile. The next tile, if there is one, is asked of memory.
@@ -210,7 +223,7 @@ inline void score_tile(const AttentionTask& t, const std::byte* tile, const std:
       score_blocks<V, from, Q, V::kScoreBlocks>(k + b * block_bytes, block_bytes, ahead, n_dims, t.q + j, first,
                                                 scores + int64_t(j) * kTile + b * kPositions);
   };
-  if (!converts<type>(t, t.head_dim_k, 1)) {
+  if (!converts<V, type>(t, true)) {
     if constexpr (type != KvType::Q8_0)
       for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
         score.template operator()<type, Q>(tile, k_block_bytes(type, t.head_dim_k), next && j == 0 ? next - tile : 0,
@@ -235,7 +248,7 @@ inline void add_tile(const AttentionTask& t, const std::byte* tile, const std::b
                      const float* p) {
   constexpr auto kFloat = KvType::F32;
   constexpr int kPartVectors = std::min(V::kValueVectors, kPartDims / V::N);
-  if (!converts<type>(t, t.head_dim_v, V::N)) {
+  if (!converts<V, type>(t, t.head_dim_v % V::N == 0)) {
     if constexpr (type != KvType::Q8_0)
       for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
         add_values<V, type, Q, V::kValueVectors>(
@@ -261,11 +274,12 @@ void attend(const AttentionTask& t) {
   // In integers, where the set has them.
   constexpr bool kByteKeys = type_k == KvType::Q8_0 && Bytes::kExists,
                  kByteValues = type_v == KvType::Q8_0 && Bytes::kExists;
-  const size_t n_scores = size_t(t.n_queries) * kTile, n_bytes = t.is_decode ? Bytes::scratch_bytes(t) : 0;
+  const size_t n_scores = size_t(t.n_queries) * kTile,
+               n_bytes = (kByteKeys || kByteValues) && t.is_decode ? Bytes::scratch_bytes(t) : 0;
   std::byte* scratch = thread_scratch(n_bytes + (n_scores + kPartFloats) * sizeof(float));
   float* scores = reinterpret_cast<float*>(scratch + n_bytes);
   float* part = scores + n_scores;
-  [[maybe_unused]] const Bytes bytes(t, scratch);
+  [[maybe_unused]] const Bytes bytes(t, n_bytes > 0 ? scratch : nullptr);
   std::fill_n(t.max, t.n_queries, -std::numeric_limits<float>::infinity());
   std::fill_n(t.sum, t.n_queries, 0.0f);
   std::fill_n(t.acc, int64_t(t.n_queries) * t.head_dim_v, 0.0f);
@@ -294,6 +308,7 @@ void attend(const AttentionTask& t) {
 }
 
 // For sets that have no integers for bytes: keys and values become float32.
+namespace {
 struct NoBytes {
   static constexpr bool kExists = false;
   static size_t scratch_bytes(const AttentionTask&) { return 0; }
@@ -301,6 +316,7 @@ struct NoBytes {
   void score_tile(const std::byte*, const std::byte*, float*) const {}
   void add_tile(const std::byte*, const std::byte*, int, const float*) const {}
 };
+}  // namespace
 
 // Bytes: decoding with keys and values of Q8_0 in integers, as in isa/avx512_vnni/attention.h, or NoBytes.
 template <class V, class Bytes>

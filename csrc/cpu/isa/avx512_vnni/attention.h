@@ -1,9 +1,9 @@
 // Attention of one token to keys and values of Q8_0, in integers: codes are multiplied as they lie in the cache.
-//   scores  q of a head in 15 bits with a scale for each 32 dimensions; lanes are positions
+//   scores  q of a head in 16 bits with a scale for each 32 dimensions; lanes are positions
 //           vpdpbusd wants one unsigned factor: 128 + key, and 128 sum(q) less where the sum begins
-//   values  what a position weighs times its value's scale, in 14 bits with a scale a tile, head and 32 dimensions;
-//           lanes are dimensions
-// Two planes of 7 bits, 128 hi + lo, as in tile.h. Exact but for those roundings, by 2^-15 of the largest that shares a
+//   values  what a position weighs times its value's scale, in 16 bits without a sign, with a scale a tile, head and
+//           32 dimensions; lanes are dimensions
+// Two planes of bytes, 256 hi + lo. Exact but for those roundings, by 2^-16 and 2^-17 of the largest that shares a
 // scale: Q8_0 itself rounds by 2^-8 of it.
 #pragma once
 
@@ -15,8 +15,9 @@
 namespace gristmill::cpu {
 namespace {
 
-constexpr float kMostQuery = 127 * 128, kMostWeight = 127 * 128 + 64;  // whose planes fit their bytes
-constexpr int kPlaneBytes = kTile;                                     // of a head's weights
+// The largest codes whose planes are bytes: of a query, hi and lo have a sign, and lo may be 127 with hi at its most.
+constexpr float kMostQuery = 127 * 256, kMostWeight = 65535;
+constexpr int kPlaneBytes = kTile;  // of a head's weights
 
 class IntegerAttention {
  public:
@@ -27,9 +28,9 @@ class IntegerAttention {
     return n * (parts * (sizeof(Scale) + 2 * kPartDims) + 2 * kPlaneBytes + sizeof(float)) / 64 * 64 + 64;
   }
 
-  // Rounds the queries, if keys are bytes.
+  // Rounds the queries, if keys are bytes. Without scratch, where neither keys nor values are, nothing may be called.
   IntegerAttention(const AttentionTask& t, std::byte* scratch) : t_(t) {
-    if (!t.is_decode) return;
+    if (!scratch) return;
     const int parts = t.head_dim_k / kPartDims;
     weight_ = reinterpret_cast<uint8_t*>(scratch);
     query_ = reinterpret_cast<int8_t*>(weight_ + t.n_queries * 2 * kPlaneBytes);
@@ -80,7 +81,7 @@ class IntegerAttention {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
   }
   GRISTMILL_INLINE static __m512 joined(__m512i hi, __m512i lo) {
-    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi, 7), lo));
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi, 8), lo));
   }
 
   // query_ is [part][8 times four dimensions][n_queries][plane][4], scale_ [part][n_queries].
@@ -92,11 +93,13 @@ class IntegerAttention {
         _mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(x[0])), _mm512_castps_si512(_mm512_abs_ps(x[1])));
     const float top = _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(int(_mm512_reduce_max_epu32(bits)))));
     const __m512 inverse = _mm512_set1_ps(top > kNothing ? kMostQuery / top : 0.0f);
+    // The scale alone carries what has no codes.
+    const __mmask16 finite = top - top == 0.0f ? 0xffff : 0;
     int32_t sum = 0;
     for (int half = 0; half < 2; ++half) {
-      const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(x[half], inverse));
-      const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(64)), 7);
-      const __m512i lo = _mm512_sub_epi32(code, _mm512_slli_epi32(hi, 7));
+      const __m512i code = _mm512_maskz_cvtps_epi32(finite, _mm512_mul_ps(x[half], inverse));
+      const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(128)), 8);
+      const __m512i lo = _mm512_sub_epi32(code, _mm512_slli_epi32(hi, 8));
       sum += _mm512_reduce_add_epi32(code);
       alignas(16) int8_t planes[2][16];
       _mm_store_si128(reinterpret_cast<__m128i*>(planes[0]), _mm512_cvtsepi32_epi8(hi));
@@ -151,11 +154,11 @@ class IntegerAttention {
     const __m512 inverse = _mm512_set1_ps(top > kNothing ? kMostWeight / top : 0.0f);
     __m512i code[4];
     for (int i = 0; i < 4; ++i) code[i] = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], inverse));
-    const __m512i words[2] = {_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3])};
+    const __m512i words[2] = {_mm512_packus_epi32(code[0], code[1]), _mm512_packus_epi32(code[2], code[3])};
     // Packing goes by 128 bits: dword 4 l + i of the bytes has positions 16 i + 4 l on.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i low = _mm512_set1_epi16(127);
-    const __m512i hi = _mm512_packus_epi16(_mm512_srli_epi16(words[0], 7), _mm512_srli_epi16(words[1], 7));
+    const __m512i low = _mm512_set1_epi16(255);
+    const __m512i hi = _mm512_packus_epi16(_mm512_srli_epi16(words[0], 8), _mm512_srli_epi16(words[1], 8));
     const __m512i lo = _mm512_packus_epi16(_mm512_and_si512(words[0], low), _mm512_and_si512(words[1], low));
     uint8_t* to = weight_ + j * 2 * kPlaneBytes;
     _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, hi));
