@@ -40,6 +40,7 @@ class CpuBackend final : public Backend {
   // Elements below which handing work to another thread costs more than it saves.
   static constexpr int64_t kElementGrain = 16384;
   struct Piece;  // of attention: attention_tasks.cpp
+  std::vector<size_t> cut_runs(std::span<Piece> pieces) const;
   void run_piece(const Piece& piece, int layer, const float* q, int n_head, float scale, float* out);
 
   // f(begin, end) over [0, n) in ranges of at least `grain`, in parallel.

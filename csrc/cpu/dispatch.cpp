@@ -45,8 +45,9 @@ bool may_use_tiles() {
 [[maybe_unused]] bool has_amx_bf16() {
   unsigned a, b, c, d;
   if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool tiles = (d & 1u << 24) != 0, tiles_of_bf16 = (d & 1u << 22) != 0;
-  if (!tiles || !tiles_of_bf16 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return false;
+  const bool tiles = (d & 1u << 24) != 0, of_bf16 = (d & 1u << 22) != 0, of_int8 = (d & 1u << 25) != 0;
+  const bool avx512_vbmi = (c & 1u << 1) != 0;
+  if (!tiles || !of_bf16 || !of_int8 || !avx512_vbmi || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return false;
   const bool avx512_bf16 = (a & 1u << 5) != 0;
   return avx512_bf16 && may_use_tiles();
 }

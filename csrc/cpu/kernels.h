@@ -53,6 +53,7 @@ struct AttentionTask {
   const float* const* q;     // [n_queries] -> [head_dim_k]
   const int64_t* n_visible;  // [n_queries] positions each query sees
   int64_t begin, end;        // positions of this piece; begin is a multiple of kTile
+  int64_t ask_end;  // up to which memory is asked for what comes next: beyond `end` if that is attended to next
   float scale;
   bool is_decode;  // one token of each sequence: kernels are chosen by this, never by how many queries share a task
   float* max;      // [n_queries] out: largest score

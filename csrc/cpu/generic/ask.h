@@ -18,23 +18,24 @@ GRISTMILL_INLINE void ask_for(uintptr_t p, int64_t n_bytes) {
     __builtin_prefetch(reinterpret_cast<const void*>(p + uintptr_t(i)), 0, kCache == Cache::kL1 ? 3 : 2);
 }
 
-// Asks for a region into L2 line by line, as kStreams runs of equal length side by side: the hardware then runs ahead
-// in several pages at once. In order of addresses the first lines of each page of 4 KiB wait for memory alone.
-template <int kStreams>
-class RegionAsker {
+// Asks for two regions side by side, into L2, a line of each in turn: the hardware then runs ahead in both. It waits
+// for the first lines of each page of 4 KiB, and while it does a single region would wait alone.
+class PairAsker {
  public:
-  RegionAsker(const std::byte* p, int64_t bytes) : p_(reinterpret_cast<uintptr_t>(p)), distance_(bytes / kStreams) {}
-  // For so many bytes more.
+  PairAsker(const std::byte* p, const std::byte* q)
+      : p_(reinterpret_cast<uintptr_t>(p)), q_(reinterpret_cast<uintptr_t>(q)) {}
+  // For so many bytes more of the two together. A few at a time: sixteen lines may be under way to L1, and whoever asks
+  // for more waits.
   GRISTMILL_INLINE void advance(int64_t bytes) {
-    for (due_ += bytes; due_ >= 64; due_ -= 64) {
-      ask_for<Cache::kL2>(p_ + uintptr_t(stream_ * distance_), 64);
-      if (++stream_ == kStreams) stream_ = 0, p_ += 64;
+    for (due_ += bytes; due_ >= 128; due_ -= 128, p_ += 64, q_ += 64) {
+      ask_for<Cache::kL2>(p_, 64);
+      ask_for<Cache::kL2>(q_, 64);
     }
   }
 
  private:
-  uintptr_t p_;
-  int64_t distance_, stream_ = 0, due_ = 0;
+  uintptr_t p_, q_;
+  int64_t due_ = 0;
 };
 
 // Where weight k of a row is; past a row's end it is in the next one.

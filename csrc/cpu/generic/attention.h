@@ -20,20 +20,17 @@ inline typename V::T load_kv(const std::byte* p, int64_t i) {
 }
 
 // scores[j * kTile + position] (+)= for Q queries from dimension q_first on, and kBlocks blocks of 16 positions: lanes
-// are positions, q is broadcast. What lies `ahead` bytes further, if that is not 0, is asked of memory meanwhile, into
-// L2: L1 is full.
+// are positions, q is broadcast. As many bytes as are read are asked for meanwhile.
 template <class V, KvType type, int Q, int kBlocks>
-inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead, int n_dims, const float* const* q,
+inline void score_blocks(const std::byte* k, int64_t block_bytes, PairAsker* asker, int n_dims, const float* const* q,
                          int q_first, float* scores) {
   constexpr int kVectors = kPositions / V::N;  // of a block
   typename V::T acc[Q][kBlocks * kVectors];
   for (int j = 0; j < Q; ++j)
     for (int i = 0; i < kBlocks * kVectors; ++i)
       acc[j][i] = q_first == 0 ? V::zero() : V::load(scores + j * kTile + i * V::N);
-  const int64_t step = ahead ? kBlocks * bytes_of(type, kPositions) : 0;
-  RegionAsker<kBlocks> next(k + ahead, kBlocks * block_bytes);
   for (int d = 0; d < n_dims; ++d) {
-    next.advance(step);
+    if (asker) asker->advance(kBlocks * bytes_of(type, kPositions));
     for (int b = 0; b < kBlocks; ++b) {
       for (int l = 0; l < kVectors; ++l) {
         const typename V::T key = load_kv<V, type>(k + b * block_bytes, int64_t(d) * kPositions + l * V::N);
@@ -50,18 +47,16 @@ inline void score_blocks(const std::byte* k, int64_t block_bytes, int64_t ahead,
 
 // acc[j * acc_stride + d] += sum over positions of p[j * kTile + position] * v[position][d], for Q queries.
 template <class V, KvType type, int Q, int kVectors>
-inline void add_values(const std::byte* v, int64_t row_bytes, int64_t ahead, int n_positions, int n_dims,
+inline void add_values(const std::byte* v, int64_t row_bytes, PairAsker* asker, int n_positions, int n_dims,
                        const float* p, float* acc, int64_t acc_stride) {
   constexpr int kStep = kVectors * V::N;
-  const int64_t step = ahead ? bytes_of(type, kStep) : 0;
-  RegionAsker<kTile / kPositions> next(v + ahead, kTile * row_bytes);
   int d = 0;
   for (; d + kStep <= n_dims; d += kStep) {
     typename V::T sum[Q][kVectors];
     for (int j = 0; j < Q; ++j)
       for (int i = 0; i < kVectors; ++i) sum[j][i] = V::load(acc + j * acc_stride + d + i * V::N);
     for (int t = 0; t < n_positions; ++t) {
-      next.advance(step);
+      if (asker) asker->advance(bytes_of(type, kStep));
       for (int i = 0; i < kVectors; ++i) {
         const typename V::T value = load_kv<V, type>(v + t * row_bytes, d + i * V::N);
         for (int j = 0; j < Q; ++j) sum[j][i] = V::fma(V::set(p[j * kTile + t]), value, sum[j][i]);
@@ -146,17 +141,6 @@ inline void update_softmax(float* scores, int n_visible, float scale, float& max
   sum += V::sum(total);
 }
 
-namespace {  // compiled with each set's own flags
-
-// Asks for what has the place of dimensions [first, first + 32) in the next tile.
-inline void ask_for_part(KvType type, const std::byte* next, int head_dim, int first) {
-  if (!next) return;
-  const int64_t bytes = kv_tile_bytes(type, std::min(kPartDims, head_dim - first));
-  RegionAsker<4>(next + kv_tile_bytes(type, first), bytes).advance(bytes);
-}
-
-}  // namespace
-
 // ---- Part of a tile as float32: [4 blocks][n_dims][16] of K, [n][n_dims] of V ----
 
 // Dimensions [first, first + n_dims) of a tile of K; those that share scales, of Q8_0.
@@ -212,21 +196,20 @@ inline bool converts(const AttentionTask& t, bool divides) {
   return type == KvType::Q8_0 || (type == KvType::F16 && t.n_queries >= kManyQueries && divides);
 }
 
-// Scores [n_queries][kTile] of a tile. The next tile, if there is one, is asked of memory.
+// Scores [n_queries][kTile] of a tile. As many bytes as it has are asked for.
 template <class V, KvType type>
-inline void score_tile(const AttentionTask& t, const std::byte* tile, const std::byte* next, float* part,
-                       float* scores) {
+inline void score_tile(const AttentionTask& t, const std::byte* tile, PairAsker* asker, float* part, float* scores) {
   constexpr auto kFloat = KvType::F32;
-  const auto score = [&]<KvType from, int Q>(const std::byte* k, int64_t block_bytes, int64_t ahead, int n_dims,
+  const auto score = [&]<KvType from, int Q>(const std::byte* k, int64_t block_bytes, PairAsker* ask, int n_dims,
                                              int first, int j) {
     for (int b = 0; b < kTile / kPositions; b += V::kScoreBlocks)
-      score_blocks<V, from, Q, V::kScoreBlocks>(k + b * block_bytes, block_bytes, ahead, n_dims, t.q + j, first,
+      score_blocks<V, from, Q, V::kScoreBlocks>(k + b * block_bytes, block_bytes, ask, n_dims, t.q + j, first,
                                                 scores + int64_t(j) * kTile + b * kPositions);
   };
   if (!converts<V, type>(t, true)) {
     if constexpr (type != KvType::Q8_0)
       for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-        score.template operator()<type, Q>(tile, k_block_bytes(type, t.head_dim_k), next && j == 0 ? next - tile : 0,
+        score.template operator()<type, Q>(tile, k_block_bytes(type, t.head_dim_k), j == 0 ? asker : nullptr,
                                            t.head_dim_k, 0, j);
       });
     return;
@@ -234,37 +217,37 @@ inline void score_tile(const AttentionTask& t, const std::byte* tile, const std:
   const auto* const floats = reinterpret_cast<const std::byte*>(part);
   for (int first = 0; first < t.head_dim_k; first += kPartDims) {
     const int n_dims = std::min(kPartDims, t.head_dim_k - first);
-    ask_for_part(type, next, t.head_dim_k, first);
+    if (asker) asker->advance(kv_tile_bytes(type, n_dims));
     k_to_float<V, type>(tile, t.head_dim_k, first, n_dims, part);
     for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-      score.template operator()<kFloat, Q>(floats, bytes_of(kFloat, n_dims * kPositions), 0, n_dims, first, j);
+      score.template operator()<kFloat, Q>(floats, bytes_of(kFloat, n_dims * kPositions), nullptr, n_dims, first, j);
     });
   }
 }
 
 // acc [n_queries][head_dim_v] += p [n_queries][kTile] times the first n positions of a tile.
 template <class V, KvType type>
-inline void add_tile(const AttentionTask& t, const std::byte* tile, const std::byte* next, int n, float* part,
+inline void add_tile(const AttentionTask& t, const std::byte* tile, PairAsker* asker, int n, float* part,
                      const float* p) {
   constexpr auto kFloat = KvType::F32;
   constexpr int kPartVectors = std::min(V::kValueVectors, kPartDims / V::N);
   if (!converts<V, type>(t, t.head_dim_v % V::N == 0)) {
     if constexpr (type != KvType::Q8_0)
       for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-        add_values<V, type, Q, V::kValueVectors>(
-            tile, v_row_bytes(type, t.head_dim_v), next && j == 0 ? next - tile : 0, n, t.head_dim_v,
-            p + int64_t(j) * kTile, t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
+        add_values<V, type, Q, V::kValueVectors>(tile, v_row_bytes(type, t.head_dim_v), j == 0 ? asker : nullptr, n,
+                                                 t.head_dim_v, p + int64_t(j) * kTile,
+                                                 t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
       });
     return;
   }
   for (int first = 0; first < t.head_dim_v; first += kPartDims) {
     const int n_dims = std::min(kPartDims, t.head_dim_v - first);
-    ask_for_part(type, next, t.head_dim_v, first);
+    if (asker) asker->advance(kv_tile_bytes(type, n_dims));
     v_to_float<V, type>(tile, n, t.head_dim_v, first, n_dims, part);
     for_query_groups<V::kQueries>(t.n_queries, [&]<int Q>(int j) {
-      add_values<V, kFloat, Q, kPartVectors>(reinterpret_cast<const std::byte*>(part), bytes_of(kFloat, n_dims), 0, n,
-                                             n_dims, p + int64_t(j) * kTile, t.acc + int64_t(j) * t.head_dim_v + first,
-                                             t.head_dim_v);
+      add_values<V, kFloat, Q, kPartVectors>(reinterpret_cast<const std::byte*>(part), bytes_of(kFloat, n_dims),
+                                             nullptr, n, n_dims, p + int64_t(j) * kTile,
+                                             t.acc + int64_t(j) * t.head_dim_v + first, t.head_dim_v);
     });
   }
 }
@@ -285,24 +268,29 @@ void attend(const AttentionTask& t) {
   std::fill_n(t.acc, int64_t(t.n_queries) * t.head_dim_v, 0.0f);
   const int64_t k_bytes = kv_tile_bytes(type_k, t.head_dim_k), v_bytes = kv_tile_bytes(type_v, t.head_dim_v);
   const auto tile_of = [&](const std::byte* first, int64_t bytes_of_tile, int64_t p) {
-    return p < t.end ? first + p / kChunk * t.chunk_bytes + p % kChunk / kTile * bytes_of_tile : nullptr;
+    return first + p / kChunk * t.chunk_bytes + p % kChunk / kTile * bytes_of_tile;
   };
   for (int64_t p = t.begin; p < t.end; p += kTile) {
     const int n = int(std::min<int64_t>(kTile, t.end - p));
-    const std::byte *k = tile_of(t.k, k_bytes, p), *next_k = tile_of(t.k, k_bytes, p + kTile),
-                    *v = tile_of(t.v, v_bytes, p), *next_v = tile_of(t.v, v_bytes, p + kTile);
+    const std::byte *k = tile_of(t.k, k_bytes, p), *v = tile_of(t.v, v_bytes, p);
+    // The next tiles of K and V are asked for side by side, or each in two halves where they are not equally long.
+    const bool has_next = p + kTile < t.ask_end;
+    const std::byte *next_k = has_next ? tile_of(t.k, k_bytes, p + kTile) : k,
+                    *next_v = has_next ? tile_of(t.v, v_bytes, p + kTile) : v;
+    PairAsker asker(next_k, k_bytes == v_bytes ? next_v : next_k + k_bytes / 2);
     if (kByteKeys && t.is_decode) {
-      bytes.score_tile(k, next_k, scores);
+      bytes.score_tile(k, has_next ? &asker : nullptr, scores);
     } else {
-      score_tile<V, type_k>(t, k, next_k, part, scores);
+      score_tile<V, type_k>(t, k, has_next ? &asker : nullptr, part, scores);
     }
     for (int j = 0; j < t.n_queries; ++j)
       update_softmax<V>(scores + int64_t(j) * kTile, int(std::min<int64_t>(n, t.n_visible[j] - p)), t.scale, t.max[j],
                         t.sum[j], t.acc + int64_t(j) * t.head_dim_v, t.head_dim_v);
+    if (k_bytes != v_bytes) asker = PairAsker(next_v, next_v + v_bytes / 2);
     if (kByteValues && t.is_decode) {
-      bytes.add_tile(v, next_v, n, scores);
+      bytes.add_tile(v, has_next ? &asker : nullptr, n, scores);
     } else {
-      add_tile<V, type_v>(t, v, next_v, n, part, scores);
+      add_tile<V, type_v>(t, v, has_next ? &asker : nullptr, n, part, scores);
     }
   }
 }
@@ -313,8 +301,8 @@ struct NoBytes {
   static constexpr bool kExists = false;
   static size_t scratch_bytes(const AttentionTask&) { return 0; }
   NoBytes(const AttentionTask&, std::byte*) {}
-  void score_tile(const std::byte*, const std::byte*, float*) const {}
-  void add_tile(const std::byte*, const std::byte*, int, const float*) const {}
+  void score_tile(const std::byte*, PairAsker*, float*) const {}
+  void add_tile(const std::byte*, PairAsker*, int, const float*) const {}
 };
 }  // namespace
 

@@ -1,6 +1,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/generic/kernel_table.h"
 #include "cpu/isa/amx_bf16/attention.h"
+#include "cpu/isa/amx_bf16/byte_attention.h"
 #include "cpu/isa/amx_bf16/prefill.h"
 
 namespace gristmill::cpu {
@@ -27,7 +28,9 @@ void set_pass(Kernels& k, int format) {
 }
 
 void attention(const AttentionTask& task) {
-  fits_tiles(task) ? attention_on_tiles(task) : avx512_vnni_kernels().attention(task);
+  if (fits_tiles(task)) return attention_on_tiles(task);
+  const bool bytes = task.type_k == KvType::Q8_0 || task.type_v == KvType::Q8_0;
+  task.is_decode&& bytes ? cpu::attention<Avx512Vec, ByteTiles>(task) : avx512_vnni_kernels().attention(task);
 }
 
 // Decoding and all that is no product are AVX-512's. Processors with tiles read weights faster when they are asked for.

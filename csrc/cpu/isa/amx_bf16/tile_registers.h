@@ -1,7 +1,9 @@
-// The eight tile registers: 16 rows of 64 bytes each, which tdpbf16ps reads as 16 x 32 bfloat16 and sums as 16 x 16
-// float32. Written out as assembly, since GCC's intrinsics up to 12 do not tell the compiler what memory they read.
+// The eight tile registers: up to 16 rows of up to 64 bytes, which tdpbf16ps reads as 16 x 32 bfloat16 and sums as
+// 16 x 16 float32, and tdpbssd and tdpbusd as 16 x 64 int8 and int32. Written out as assembly, since GCC's intrinsics
+// up to 12 do not tell the compiler what memory they read.
 //
 //   c[16][16] += a[16][32 k] b[16 pairs of k][16][2]      a is weights in prefill, queries in attention
+//   c[16][16] += a[16][64 k] b[16 fours of k][16][4]      int8
 #pragma once
 
 #include <cstddef>
@@ -20,12 +22,10 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// All tiles whole, as long as this lives. Outside, a thread has no tiles that the system would have to save.
+// Tiles, all whole unless told otherwise, as long as this lives. Outside, a thread has no tiles that the system would
+// have to save.
 struct TilesInUse {
-  TilesInUse() {
-    const TileShapes shapes;
-    asm volatile("ldtilecfg %0" ::"m"(shapes));
-  }
+  explicit TilesInUse(const TileShapes& shapes = {}) { asm volatile("ldtilecfg %0" ::"m"(shapes)); }
   ~TilesInUse() { asm volatile("tilerelease" ::: "memory"); }
   TilesInUse(const TilesInUse&) = delete;
   TilesInUse& operator=(const TilesInUse&) = delete;
@@ -51,6 +51,15 @@ GRISTMILL_INLINE void store_tile(void* p, int64_t row_bytes = 64) {
 template <int kSum, int kA, int kB>
 GRISTMILL_INLINE void multiply_tiles() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
+}
+// Of bytes with a sign; those of the first operand without one.
+template <int kSum, int kA, int kB>
+GRISTMILL_INLINE void multiply_signed_tiles() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
+}
+template <int kSum, int kA, int kB>
+GRISTMILL_INLINE void multiply_unsigned_tiles() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
 }
 
 }  // namespace

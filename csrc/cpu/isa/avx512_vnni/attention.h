@@ -1,22 +1,18 @@
 // Attention of one token to keys and values of Q8_0, in integers: codes are multiplied as they lie in the cache.
-//   scores  q of a head in 16 bits with a scale for each 32 dimensions; lanes are positions
-//           vpdpbusd wants one unsigned factor: 128 + key, and 128 sum(q) less where the sum begins
-//   values  what a position weighs times its value's scale, in 16 bits without a sign, with a scale a tile, head and
-//           32 dimensions; lanes are dimensions
-// Two planes of bytes, 256 hi + lo. Exact but for those roundings, by 2^-16 and 2^-17 of the largest that shares a
-// scale: Q8_0 itself rounds by 2^-8 of it.
+//   scores  lanes are positions; vpdpbusd wants one unsigned factor: 128 + key, and 128 sum(q) less where the sum
+//   begins values  lanes are dimensions
+// Exact but for the roundings of attention_codes.h.
 #pragma once
 
 #include <cstring>
 
 #include "cpu/generic/attention.h"
+#include "cpu/isa/avx512_vnni/attention_codes.h"
 #include "cpu/isa/avx512_vnni/vec.h"
 
 namespace gristmill::cpu {
 namespace {
 
-// The largest codes whose planes are bytes: of a query, hi and lo have a sign, and lo may be 127 with hi at its most.
-constexpr float kMostQuery = 127 * 256, kMostWeight = 65535;
 constexpr int kPlaneBytes = kTile;  // of a head's weights
 
 class IntegerAttention {
@@ -41,22 +37,20 @@ class IntegerAttention {
       for (int j = 0; j < t.n_queries; ++j) round_query(part, j);
   }
 
-  // scores [n_queries][kTile] of a tile; the next one is asked for.
-  void score_tile(const std::byte* tile, const std::byte* next, float* scores) const {
+  // scores [n_queries][kTile] of a tile. As many bytes as it has are asked for meanwhile.
+  void score_tile(const std::byte* tile, PairAsker* asker, float* scores) const {
     for_query_groups<kQueries>(t_.n_queries, [&]<int Q>(int j) {
-      RegionAsker<4> asker(next, kv_tile_bytes(KvType::Q8_0, t_.head_dim_k));
       for (int part = 0; part < t_.head_dim_k / kPartDims; ++part)
         for (int block = 0; block < kTile / kPositions; block += kBlocks)
-          score<Q>(tile, part, block, j, next && j == 0 ? &asker : nullptr, scores);
+          score<Q>(tile, part, block, j, j == 0 ? asker : nullptr, scores);
     });
   }
 
   // acc [n_queries][head_dim_v] += p [n_queries][kTile] times the first n positions of a tile.
-  void add_tile(const std::byte* tile, const std::byte* next, int n, const float* p) const {
+  void add_tile(const std::byte* tile, PairAsker* asker, int n, const float* p) const {
     for_query_groups<kQueries>(t_.n_queries, [&]<int Q>(int j) {
-      RegionAsker<4> asker(next, kv_tile_bytes(KvType::Q8_0, t_.head_dim_v));
       for (int part = 0; part < t_.head_dim_v / kPartDims; ++part)
-        add<Q>(reinterpret_cast<const BytePart*>(tile)[part], part, j, n, next && j == 0 ? &asker : nullptr, p);
+        add<Q>(reinterpret_cast<const BytePart*>(tile)[part], part, j, n, j == 0 ? asker : nullptr, p);
     });
   }
 
@@ -80,51 +74,35 @@ class IntegerAttention {
   GRISTMILL_INLINE static void multiply_add(__m512i& sum, __m512i u, __m512i s) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
   }
-  GRISTMILL_INLINE static __m512 joined(__m512i hi, __m512i lo) {
-    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi, 8), lo));
-  }
 
   // query_ is [part][8 times four dimensions][n_queries][plane][4], scale_ [part][n_queries].
   void round_query(int part, int j) {
-    const float* q = t_.q[j] + part * kPartDims;
-    const __m512 x[2] = {_mm512_loadu_ps(q), _mm512_loadu_ps(q + 16)};
-    // As bits, since then a NaN is the largest. An infinity becomes one, for it has no codes.
-    const __m512i bits =
-        _mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(x[0])), _mm512_castps_si512(_mm512_abs_ps(x[1])));
-    const float top = _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(int(_mm512_reduce_max_epu32(bits)))));
-    const __m512 inverse = _mm512_set1_ps(top > kNothing ? kMostQuery / top : 0.0f);
-    // The scale alone carries what has no codes.
-    const __mmask16 finite = top - top == 0.0f ? 0xffff : 0;
-    int32_t sum = 0;
+    const QueryCodes codes = cpu::round_query(t_.q[j] + part * kPartDims);
+    alignas(16) int8_t planes[2][kPartDims];
     for (int half = 0; half < 2; ++half) {
-      const __m512i code = _mm512_maskz_cvtps_epi32(finite, _mm512_mul_ps(x[half], inverse));
-      const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(128)), 8);
-      const __m512i lo = _mm512_sub_epi32(code, _mm512_slli_epi32(hi, 8));
-      sum += _mm512_reduce_add_epi32(code);
-      alignas(16) int8_t planes[2][16];
-      _mm_store_si128(reinterpret_cast<__m128i*>(planes[0]), _mm512_cvtsepi32_epi8(hi));
-      _mm_store_si128(reinterpret_cast<__m128i*>(planes[1]), _mm512_cvtepi32_epi8(lo));
-      for (int i = 0; i < 4; ++i)
-        for (int plane = 0; plane < 2; ++plane)
-          std::memcpy(query_ + (((part * 8 + half * 4 + i) * t_.n_queries + j) * 2 + plane) * 4, planes[plane] + 4 * i,
-                      4);
+      _mm_store_si128(reinterpret_cast<__m128i*>(planes[0] + 16 * half), codes.hi[half]);
+      _mm_store_si128(reinterpret_cast<__m128i*>(planes[1] + 16 * half), codes.lo[half]);
     }
-    scale_[part * t_.n_queries + j] = {top / kMostQuery + (top - top), -128 * sum};
+    for (int i = 0; i < kPartDims / 4; ++i)
+      for (int plane = 0; plane < 2; ++plane)
+        std::memcpy(query_ + (((part * 8 + i) * t_.n_queries + j) * 2 + plane) * 4, planes[plane] + 4 * i, 4);
+    scale_[part * t_.n_queries + j] = {codes.scale, -128 * codes.sum};
   }
 
   // Of Q heads, 32 dimensions and two blocks; from the second part on added to what is there.
   template <int Q>
-  GRISTMILL_INLINE void score(const std::byte* tile, int part, int block, int j, RegionAsker<4>* asker,
+  GRISTMILL_INLINE void score(const std::byte* tile, int part, int block, int j, PairAsker* asker,
                               float* scores) const {
     const auto& keys = reinterpret_cast<const BytePart*>(tile)[part];
     const int8_t* code = keys.code + k_code(block * kPositions, 0);
     const int8_t* q = query_ + (part * 8 * t_.n_queries + j) * 8;
     const Scale* scale = scale_ + part * t_.n_queries + j;
-    if (asker) asker->advance(sizeof keys / (kTile / kPositions / kBlocks));
     Sums<Q> sum;
 #pragma GCC unroll 24
     for (int i = 0; i < Q * 4; ++i) sum[i] = i % 4 < 2 ? _mm512_setzero_si512() : _mm512_set1_epi32(scale[i / 4].start);
-    for (int four = 0; four < kPartDims / 4; ++four, code += 64, q += 8 * t_.n_queries) {
+    constexpr int kFours = kPartDims / 4;
+    for (int four = 0; four < kFours; ++four, code += 64, q += 8 * t_.n_queries) {
+      if (asker) asker->advance(int64_t(sizeof keys) / (kTile / kPositions / kBlocks * kFours));
       const __m512i top = _mm512_set1_epi8(-128),
                     key[2] = {_mm512_xor_si512(_mm512_loadu_si512(code), top),
                               _mm512_xor_si512(_mm512_loadu_si512(code + kPositions * kPartDims), top)};
@@ -146,14 +124,8 @@ class IntegerAttention {
 
   // What head j's p and the values' scales make together, into weight_ [n_queries][plane][kTile].
   GRISTMILL_INLINE void round_weights(const __m512 (&value_scale)[4], const float* p, int j) const {
-    __m512 x[4];
-    for (int i = 0; i < 4; ++i) x[i] = _mm512_mul_ps(_mm512_loadu_ps(p + j * kTile + 16 * i), value_scale[i]);
-    const auto bits = [&](int i) { return _mm512_castps_si512(x[i]); };
-    const __m512i most = _mm512_max_epu32(_mm512_max_epu32(bits(0), bits(1)), _mm512_max_epu32(bits(2), bits(3)));
-    const float top = _mm512_cvtss_f32(_mm512_castsi512_ps(_mm512_set1_epi32(int(_mm512_reduce_max_epu32(most)))));
-    const __m512 inverse = _mm512_set1_ps(top > kNothing ? kMostWeight / top : 0.0f);
     __m512i code[4];
-    for (int i = 0; i < 4; ++i) code[i] = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], inverse));
+    weight_scale_[j] = cpu::round_weights(p + j * kTile, value_scale, code);
     const __m512i words[2] = {_mm512_packus_epi32(code[0], code[1]), _mm512_packus_epi32(code[2], code[3])};
     // Packing goes by 128 bits: dword 4 l + i of the bytes has positions 16 i + 4 l on.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -163,13 +135,10 @@ class IntegerAttention {
     uint8_t* to = weight_ + j * 2 * kPlaneBytes;
     _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, hi));
     _mm512_storeu_si512(to + kPlaneBytes, _mm512_permutexvar_epi32(order, lo));
-    weight_scale_[j] = top / kMostWeight;
   }
 
   template <int Q>
-  GRISTMILL_INLINE void add(const BytePart& values, int part, int j, int n, RegionAsker<4>* asker,
-                            const float* p) const {
-    if (asker) asker->advance(sizeof values);
+  GRISTMILL_INLINE void add(const BytePart& values, int part, int j, int n, PairAsker* asker, const float* p) const {
     // Positions that are not there may hold anything, and zero times that is not always zero.
     __m512 value_scale[4];
     for (int i = 0; i < 4; ++i)
@@ -181,6 +150,7 @@ class IntegerAttention {
     const int8_t* code = values.code;
     const uint8_t* weight = weight_ + j * 2 * kPlaneBytes;
     for (int t = 0; t < n; t += 4, code += 4 * kPartDims, weight += 4) {
+      if (asker) asker->advance(int64_t(sizeof values) / (kTile / 4));
       const __m512i value[2] = {_mm512_loadu_si512(code), _mm512_loadu_si512(code + 64)};
 #pragma GCC unroll 24
       for (int i = 0; i < Q * 4; ++i) multiply_add(sum[i], broadcast(weight + i / 2 * kPlaneBytes), value[i % 2]);
@@ -195,8 +165,6 @@ class IntegerAttention {
                                                       _mm512_loadu_ps(to + 16 * b)));
     }
   }
-
-  static constexpr float kNothing = 1e-30f;  // has no inverse that a code could be made with
 
   const AttentionTask& t_;
   uint8_t* weight_ = nullptr;
