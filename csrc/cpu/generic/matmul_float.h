@@ -30,6 +30,11 @@ inline typename V::T load_weights(const std::byte* row, int64_t i, int count) {
   }
 }
 
+// Where memory is asked for what comes, one token reads two rows side by side, and asks four times as far ahead as
+// where sixteen are read.
+constexpr int kAskedRows = 2;
+constexpr int64_t kAskedAhead = 4;
+
 // Lanes run along a row; R rows and T tokens at a time share the loads. Memory is asked for what lies `ahead` bytes
 // further, if that is not 0.
 template <class V, class Format, int R, int T>
@@ -43,7 +48,7 @@ inline void dot_rows(const std::byte* w, int64_t row_bytes, int64_t ahead, const
     typename V::T weights[R];
     if (ahead && i % kLine == 0)
       for (int r = 0; r < R; ++r)
-        ask_for<Cache::kL2>(reinterpret_cast<uintptr_t>(w + r * row_bytes) + uintptr_t(weight_bytes<Format>(i) + ahead),
+        ask_for<Cache::kL1>(reinterpret_cast<uintptr_t>(w + r * row_bytes) + uintptr_t(weight_bytes<Format>(i) + ahead),
                             64);
     for (int r = 0; r < R; ++r) weights[r] = load_weights<V, Format>(w + r * row_bytes, i, count);
     for (int t = 0; t < T; ++t) {
@@ -55,33 +60,55 @@ inline void dot_rows(const std::byte* w, int64_t row_bytes, int64_t ahead, const
     for (int t = 0; t < T; ++t) out[r][t] = V::sum(acc[r][t]);
 }
 
-template <class V, class Format, int T>
-inline void decode_float_tokens(const MatmulTask& task, int first) {
-  constexpr int R = V::kDotRows;
-  const int64_t row_bytes = task.w->row_bytes(), m = task.w->n_rows;
-  const std::byte* x = task.x + first * task.x_stride;
-  // R rows a distance apart: each reads on where it stopped, R streams that the hardware runs ahead of.
-  const auto rows = [&]<int Rows>(int64_t r, int64_t distance) {
-    float out[Rows][T];
-    dot_rows<V, Format, Rows, T>(task.w->data + r * row_bytes, distance * row_bytes, task.ahead, x, task.x_stride,
-                                 task.w->n_cols, out);
-    for (int i = 0; i < Rows; ++i)
-      for (int t = 0; t < T; ++t) {
-        const int64_t row = r + i * distance;
-        task.y[(first + t) * m + row] = out[i][t] + (task.bias ? task.bias[row] : 0.0f);
-      }
-  };
+// R rows from r on, a distance apart, times T tokens from `first` on.
+template <class V, class Format, int R, int T>
+inline void decode_dots(const MatmulTask& task, int64_t r, int64_t distance, int first, int64_t ahead) {
+  const int64_t row_bytes = weight_bytes<Format>(task.w->n_cols);  // task.w->row_bytes() divides
+  float out[R][T];
+  dot_rows<V, Format, R, T>(task.w->data + r * row_bytes, distance * row_bytes, ahead, task.x + first * task.x_stride,
+                            task.x_stride, task.w->n_cols, out);
+  for (int i = 0; i < R; ++i)
+    for (int t = 0; t < T; ++t) {
+      const int64_t row = r + i * distance;
+      task.y[(first + t) * task.w->n_rows + row] = out[i][t] + (task.bias ? task.bias[row] : 0.0f);
+    }
+}
+
+// Calls f.template operator()<R>(r, distance) for R rows at a time, a distance apart: each reads on where it stopped, R
+// streams that the hardware runs ahead of. What is left comes row by row.
+template <int R, class F>
+inline void for_streams(const MatmulTask& task, const F& f) {
   const int64_t distance = (task.row_end - task.row_begin) / R;
-  for (int64_t i = 0; i < distance; ++i) rows.template operator()<R>(task.row_begin + i, distance);
-  for (int64_t r = task.row_begin + R * distance; r < task.row_end; ++r) rows.template operator()<1>(r, 1);
+  for (int64_t i = 0; i < distance; ++i) f.template operator()<R>(task.row_begin + i, distance);
+  for (int64_t r = task.row_begin + R * distance; r < task.row_end; ++r) f.template operator()<1>(r, 1);
+}
+
+template <class V, class Format, int R>
+inline void decode_float_token(const MatmulTask& task) {
+  const int64_t ahead = kAskedAhead * task.ahead;
+  for_streams<R>(task, [&]<int Rows>(int64_t r, int64_t distance) {
+    decode_dots<V, Format, Rows, 1>(task, r, distance, 0, ahead);
+  });
+}
+
+// All tokens while the rows are in L1.
+template <class V, class Format>
+inline void decode_float_tokens(const MatmulTask& task) {
+  constexpr int T = V::kDotTokens;
+  for_streams<V::kDotRows>(task, [&]<int Rows>(int64_t r, int64_t distance) {
+    int64_t ahead = kAskedAhead * task.ahead;
+    int t = 0;
+    for (; t + T <= task.n; t += T, ahead = 0) decode_dots<V, Format, Rows, T>(task, r, distance, t, ahead);
+    for (; t + 2 <= task.n; t += 2, ahead = 0) decode_dots<V, Format, Rows, 2>(task, r, distance, t, ahead);
+    if (t < task.n) decode_dots<V, Format, Rows, 1>(task, r, distance, t, ahead);
+  });
 }
 
 // A row's dot product has the same order of additions whatever R and T are, so batching changes no bit.
 template <class V, class Format>
 void decode_float(const MatmulTask& task) {
-  int t = 0;
-  for (; t + 2 <= task.n; t += 2) decode_float_tokens<V, Format, 2>(task, t);
-  if (t < task.n) decode_float_tokens<V, Format, 1>(task, t);
+  if (task.n > 1) return decode_float_tokens<V, Format>(task);
+  task.ahead ? decode_float_token<V, Format, kAskedRows>(task) : decode_float_token<V, Format, V::kDotRows>(task);
 }
 
 // Prefill: kGemmPanels panels of V::N rows are converted once, k by k, in pieces that stay in L1, and serve every

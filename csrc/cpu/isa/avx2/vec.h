@@ -12,7 +12,7 @@ struct Avx2Vec {
   using T = __m256;
   static constexpr int N = 8;
   // Sums that fit the 16 registers beside what they are multiplied with.
-  static constexpr int kQueries = 4, kScoreBlocks = 1, kValueVectors = 2, kDotRows = 4, kGemmPanels = 2,
+  static constexpr int kQueries = 4, kScoreBlocks = 1, kValueVectors = 2, kDotRows = 4, kDotTokens = 2, kGemmPanels = 2,
                        kGemmTokens = 6;
 
   static T zero() { return _mm256_setzero_ps(); }

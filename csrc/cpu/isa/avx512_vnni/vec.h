@@ -12,7 +12,7 @@ struct Avx512Vec {
   using T = __m512;
   static constexpr int N = 16;
   // Query groups and blocks whose sums fit the 32 registers beside what they are multiplied with.
-  static constexpr int kQueries = 6, kScoreBlocks = 4, kValueVectors = 4, kDotRows = 4, kGemmPanels = 3,
+  static constexpr int kQueries = 6, kScoreBlocks = 4, kValueVectors = 4, kDotRows = 4, kDotTokens = 4, kGemmPanels = 3,
                        kGemmTokens = 8;
 
   static T zero() { return _mm512_setzero_ps(); }

@@ -13,7 +13,7 @@ namespace {
 struct ScalarVec {
   using T = float;
   static constexpr int N = 1;
-  static constexpr int kQueries = 1, kScoreBlocks = 1, kValueVectors = 1, kDotRows = 1, kGemmPanels = 1,
+  static constexpr int kQueries = 1, kScoreBlocks = 1, kValueVectors = 1, kDotRows = 1, kDotTokens = 2, kGemmPanels = 1,
                        kGemmTokens = 4;
 
   static T zero() { return 0.0f; }
