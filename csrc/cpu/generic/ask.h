@@ -38,6 +38,25 @@ class PairAsker {
   int64_t due_ = 0;
 };
 
+// Asks for a region while something else goes through n_steps steps, as many lines with each.
+class StepAsker {
+ public:
+  void begin(const void* p, int64_t bytes, int64_t n_steps) {
+    p_ = reinterpret_cast<uintptr_t>(p), end_ = p_ + uintptr_t(bytes);
+    step_bytes_ = (bytes / 64 + n_steps - 1) / n_steps * 64;
+  }
+  template <Cache kCache>
+  GRISTMILL_INLINE void advance() {
+    if (p_ >= end_) return;
+    ask_for<kCache>(p_, step_bytes_);
+    p_ += uintptr_t(step_bytes_);
+  }
+
+ private:
+  uintptr_t p_ = 0, end_ = 0;
+  int64_t step_bytes_ = 0;
+};
+
 // Where weight k of a row is; past a row's end it is in the next one.
 template <class Format>
 GRISTMILL_INLINE uintptr_t weight_address(const Weight& w, int64_t row, int64_t k) {

@@ -1,6 +1,7 @@
 // Prefill: two tiles of 16 tokens by two panels of 16 rows of weights at a time, four tiles of sums. The panels of a
 // piece of 512 k (256 where activations have two planes) stay in L1 for all tokens of the batch, its activations and
-// the sums of a block of rows in L2.
+// the sums of a block of rows in L2. What is needed next is asked for a few lines at a time: weights and the next four
+// tiles' sums into L1, the next piece's activations, which come from beyond L2, into L2.
 #pragma once
 
 #include "cpu/isa/amx_bf16/multiply.h"
@@ -8,8 +9,8 @@
 namespace gristmill::cpu {
 namespace {
 
-constexpr int kPanels = 2;                                                     // unpacked together
-constexpr int64_t kSubRows = kPanels * kPanelRows, kBlockRows = 8 * kSubRows;  // that share a pass over the activations
+constexpr int kPanels = 2;                                                      // unpacked together
+constexpr int64_t kSubRows = kPanels * kPanelRows, kBlockRows = 16 * kSubRows;  // that share a pass over activations
 // Bytes of activations that stay in L2 whatever passes. Then no rows have to share a pass, and each is read from its
 // first to its last weight.
 constexpr int64_t kNearBytes = 1 << 20;
@@ -75,7 +76,9 @@ void prefill(const MatmulTask& task) {
     next.advance(task);
     unpacker.begin(*task.w, part.r, part.end(task), part.k0, part.n_k(task), next.r, next.k0, to);
   };
-  const int64_t block_rows = token_bytes<kX>(task.w->n_cols, task.n) <= kNearBytes ? kSubRows : kBlockRows;
+  const bool near = token_bytes<kX>(task.w->n_cols, task.n) <= kNearBytes;
+  const int64_t block_rows = near ? kSubRows : kBlockRows;
+  StepAsker tokens, next_sums;
   Part part{block_rows, task.row_begin, 0, task.row_begin};
   unpack(part, panels);
   while (part.exists(task)) {
@@ -83,22 +86,32 @@ void prefill(const MatmulTask& task) {
     Part next = part;
     next.advance(task);
     if (next.exists(task)) unpack(next, next_panels);
-    const auto* x = reinterpret_cast<const TokenPiece<kX>*>(task.x) + part.k0 / kColumns * tiles;
+    const auto* all_x = reinterpret_cast<const TokenPiece<kX>*>(task.x);
+    const auto* x = all_x + part.k0 / kColumns * tiles;
     TileSums* sums = all_sums + (part.r - part.block) / kPanelRows * tiles;
     const int n_steps = int((part.n_k(task) + kStepK - 1) / kStepK);
     const bool first = part.k0 == 0, last = part.k0 + kColumns >= task.w->n_cols;
     const bool two_panels = part.end(task) - part.r > kPanelRows;
     const int64_t steps = (tiles + 1) / 2 * n_steps;
+    if (!near && part.r == part.block) {
+      // Behind the last piece comes the first, for other rows.
+      const auto* next_x = all_x + (part.k0 / kColumns + 1) % pieces_of(task.w->n_cols, kX) * tiles;
+      const int64_t parts = (part.block_end(task) - part.block + kSubRows - 1) / kSubRows;
+      tokens.begin(next_x, tiles * int64_t(sizeof *next_x), steps * parts);
+    }
     // Evenly over the steps.
     const int64_t n_advances = next.exists(task) ? unpacker.n_advances() : 0;
     int64_t due = 0;
     const auto meanwhile = [&]() GRISTMILL_LAMBDA {
       for (due += n_advances; due >= steps; due -= steps) unpacker.advance();
+      next_sums.advance<Cache::kL1>();
+      tokens.advance<Cache::kL2>();
     };
     for (int64_t t = 0; t < tiles; t += 2) {
       TileSums* const at = sums + t * kPanels;
       const SumTiles to{reinterpret_cast<std::byte*>(at), kPanels * sizeof(TileSums), sizeof(TileSums), 64};
       const bool two_tiles = t + 1 < tiles;
+      next_sums.begin(at + 2 * kPanels, 2 * kPanels * int64_t(sizeof(TileSums)), n_steps);
       multiply_some<kW, kX, Order::kKeptFirst>(two_tiles, two_panels, reinterpret_cast<const std::byte*>(x + t),
                                                sizeof *x, reinterpret_cast<const std::byte*>(panels), sizeof *panels,
                                                n_steps, first, to, meanwhile);
