@@ -10,18 +10,20 @@ namespace {
 // Rows of x that share a pass over the weights in prefill: their sums fit a core's own cache.
 constexpr int kPrefillRows = 512;
 
-// Tasks a thread: in decoding few, for they read long streams; in prefill enough that the last is not waited for.
-constexpr int kDecodeTasks = 2, kPrefillTasks = 4;
+// Tasks a thread at least: in decoding few, for they read long streams; in prefill enough that the last is not waited
+// for.
+constexpr int kDecodeTasks = 1, kPrefillTasks = 4;
 
 // Bytes of weights of a decode task. At most: kernels read a task as sixteen streams, which are slower the further
 // apart they are, and threads end closer together. At least: shorter streams end before the hardware runs ahead of
-// them.
-constexpr int64_t kMostTaskBytes = 2 << 20, kLeastTaskBytes = 128 << 10;
+// them. Threads that have kHalvedBytes each get two tasks, so that a faster one takes some of a slower one's.
+constexpr int64_t kMostTaskBytes = 2 << 20, kHalvedBytes = 1 << 20, kLeastTaskBytes = 256 << 10;
 
 // Rows of weights of one decode task, whole groups of 16.
 int64_t decode_task_rows(const Weight& w, int n_threads) {
-  const int64_t row_bytes = std::max<int64_t>(w.row_bytes(), 1);
-  const int64_t threads_want = int64_t(kDecodeTasks) * n_threads, size_wants = w.n_rows * row_bytes / kMostTaskBytes;
+  const int64_t row_bytes = std::max<int64_t>(w.row_bytes(), 1), bytes = w.n_rows * row_bytes;
+  const int64_t threads_want = bytes < kHalvedBytes * n_threads ? n_threads : 2 * int64_t(n_threads);
+  const int64_t size_wants = bytes / kMostTaskBytes;
   // As many for each thread, where there are few.
   const int64_t tasks = (std::max(threads_want, size_wants) + n_threads - 1) / n_threads * n_threads;
   return (std::max(kLeastTaskBytes / row_bytes, (w.n_rows + tasks - 1) / tasks) + 15) / 16 * 16;
