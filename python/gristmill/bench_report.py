@@ -107,7 +107,7 @@ def row(result: BenchResult) -> tuple[str, ...]:
         _size(result.model_bytes),
         _count(result.n_parameters),
         result.limits.isa,
-        f"{result.prefill_bits}-bit prefill",
+        f"{result.prefill_bits}-bit {result.prefill_arithmetic} prefill",
         str(result.limits.n_threads),
         result.test.name,
         f"{result.mean:.2f} ± {result.stddev:.2f}",

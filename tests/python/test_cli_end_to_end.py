@@ -43,13 +43,11 @@ def test_completion_knows_the_capital(smollm2_path: Path) -> None:
 
 def test_precise_is_among_the_settings(smollm2_path: Path) -> None:
     q4_1 = quants.format_named("Q4_1").type_id
-    for flags, bits in (
-        ([], _core.activation_bits("", q4_1)),
-        (["--precise"], _core.activation_bits("", q4_1, "precise")),
-    ):
+    for flags, mode in (([], "prefill"), (["--precise"], "precise")):
+        bits, arithmetic = (ask("", q4_1, mode) for ask in (_core.activation_bits, _core.arithmetic))
         done = gristmill("run", "-m", smollm2_path, "-no-cnv", "-p", "hi there", "-n", 1, "-v", *flags)
         assert done.returncode == 0
-        assert re.search(rf"^\[context .* · {bits}-bit prefill\]$", done.stderr, re.MULTILINE)
+        assert re.search(rf"^\[context .* · {bits}-bit {arithmetic} prefill\]$", done.stderr, re.MULTILINE)
 
 
 def test_same_seed_same_text_on_any_number_of_threads(smollm2_path: Path) -> None:

@@ -134,8 +134,8 @@ def add_precise_flag(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--precise",
         action="store_true",
-        help="activations of 15 bits, F16 and BF16 weights as floats "
-        "(default: 8 bits and 14, prompts twice as fast)",
+        help="activations of 15 or 16 bits, F16 and BF16 weights as floats "
+        "(default: 8 bits, and 14 or 16; prompts twice as fast)",
     )
 
 

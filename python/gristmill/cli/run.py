@@ -359,7 +359,7 @@ def set_priority(priority: int) -> None:
 def _describe(args: argparse.Namespace, model: Model, sampler: SamplerChain) -> None:
     output.note(f"[{model.path}: {model.architecture}, {model.n_layer} layers, {model.n_vocab} tokens]")
     cache = f"{args.cache_type_k}/{args.cache_type_v}"
-    prefill = f"{model.prefill_bits}-bit prefill"
+    prefill = f"{model.prefill_bits}-bit {model.prefill_arithmetic} prefill"
     output.note(
         f"[context {model.n_ctx} · cache {cache} · {model.n_threads} threads · {model.isa} · {prefill}]"
     )
