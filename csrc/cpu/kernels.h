@@ -77,8 +77,8 @@ struct Kernels {
   const char* name;
   // Rows of weights that a prefill task should take together, and what they should be a multiple of.
   int prefill_rows, panel_rows;
-  // How many bytes ahead of their use one token's decoding asks memory for weights; 0 where the hardware alone runs
-  // ahead as well.
+  // How many bytes ahead of their use decoding asks memory for weights, float formats a multiple of it; 0 where the
+  // hardware alone runs ahead as well.
   int64_t decode_ahead;
   Activations activations[kPasses][kFormats];
   MatmulFunction matmul[kPasses][kFormats];  // in decoding n <= kDecodeRows

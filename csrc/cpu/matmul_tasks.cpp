@@ -10,23 +10,24 @@ namespace {
 // Rows of x that share a pass over the weights in prefill: their sums fit a core's own cache.
 constexpr int kPrefillRows = 512;
 
-// Tasks a thread at least: in decoding few, for they read long streams; in prefill enough that the last is not waited
-// for.
-constexpr int kDecodeTasks = 1, kPrefillTasks = 4;
+// Tasks a thread at least in prefill, so that the last is not waited for.
+constexpr int kPrefillTasks = 4;
 
 // Bytes of weights of a decode task. At most: kernels read a task as sixteen streams, which are slower the further
 // apart they are, and threads end closer together. At least: shorter streams end before the hardware runs ahead of
 // them. Threads that have kHalvedBytes each get two tasks, so that a faster one takes some of a slower one's.
 constexpr int64_t kMostTaskBytes = 2 << 20, kHalvedBytes = 1 << 20, kLeastTaskBytes = 256 << 10;
 
-// Rows of weights of one decode task, whole groups of 16.
-int64_t decode_task_rows(const Weight& w, int n_threads) {
-  const int64_t row_bytes = std::max<int64_t>(w.row_bytes(), 1), bytes = w.n_rows * row_bytes;
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tasks that memory wants a weight to be decoded in.
+int64_t decode_tasks(const Weight& w, int n_threads) {
+  const int64_t bytes = w.n_rows * w.row_bytes();
   const int64_t threads_want = bytes < kHalvedBytes * n_threads ? n_threads : 2 * int64_t(n_threads);
   const int64_t size_wants = bytes / kMostTaskBytes;
   // As many for each thread, where there are few.
-  const int64_t tasks = (std::max(threads_want, size_wants) + n_threads - 1) / n_threads * n_threads;
-  return (std::max(kLeastTaskBytes / row_bytes, (w.n_rows + tasks - 1) / tasks) + 15) / 16 * 16;
+  const int64_t most = divide_up(std::max(threads_want, size_wants), n_threads) * n_threads;
+  return std::clamp<int64_t>(bytes / kLeastTaskBytes, 1, most);
 }
 
 }  // namespace
@@ -47,17 +48,20 @@ const std::byte* CpuBackend::quantize(const Activations& a, const float* x, int 
 }
 
 std::vector<CpuBackend::Rows> CpuBackend::cut(std::span<const Product> products, bool decode) const {
-  const int64_t least_tasks = (decode ? kDecodeTasks : kPrefillTasks) * pool_.n_threads();
+  const int n_threads = pool_.n_threads();
   int64_t all_rows = 0;
   for (const Product& p : products) all_rows += p.weight->n_rows;
+  // No task of decoding is more than a thread's even share: however few bytes there are, all threads read.
+  const int64_t share = std::max<int64_t>(divide_up(all_rows, n_threads), 1);
   std::vector<Rows> cuts;
   for (size_t i = 0; i < products.size(); ++i) {
     const Weight& w = *products[i].weight;
-    const int64_t m = w.n_rows, least = decode ? 16 : kernels_.panel_rows;
-    int64_t step = decode ? decode_task_rows(w, pool_.n_threads()) : kernels_.prefill_rows;
-    // Small matrices: smaller tasks, so that every thread has some and the last one is not waited for.
-    while (step > least && (all_rows + step - 1) / step < least_tasks) step /= 2;
-    step = std::max(least, step / least * least);
+    const int64_t m = w.n_rows, whole = decode ? 16 : kernels_.panel_rows;
+    int64_t step = kernels_.prefill_rows;
+    if (decode) step = divide_up(m, std::max(decode_tasks(w, n_threads), divide_up(m, share)));
+    // Small matrices in prefill: smaller tasks.
+    while (!decode && step > whole && divide_up(all_rows, step) < kPrefillTasks * n_threads) step /= 2;
+    step = std::max(whole, (decode ? divide_up(step, whole) : step / whole) * whole);
     for (int64_t r = 0; r < m; r += step) cuts.push_back({i, r, std::min(m, r + step)});
   }
   return cuts;

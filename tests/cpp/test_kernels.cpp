@@ -21,6 +21,7 @@ struct Case {
   const formats::FormatInfo* format;
   cpu::MatmulFunction matmul[cpu::kPasses];
   cpu::Activations activations[cpu::kPasses];
+  int64_t decode_ahead = 0;
 };
 using cpu::Pass;
 
@@ -55,7 +56,7 @@ void multiply(const Case& c, Pass pass, const Weight& w, const float* x, int n, 
   const std::byte* input = a.quantize ? quantized.data() : reinterpret_cast<const std::byte*>(x);
   const int64_t split = w.n_rows / 3;
   for (const auto& [begin, end] : {std::pair{split, w.n_rows}, {int64_t(0), split}}) {
-    c.matmul[int(pass)]({&w, begin, end, input, stride, n, bias, y});
+    c.matmul[int(pass)]({&w, begin, end, input, stride, n, bias, y, c.decode_ahead});
     if (begin > 0)
       for (int t = 0; t < n; ++t)
         for (int64_t r = 0; r < begin; ++r)
@@ -63,7 +64,9 @@ void multiply(const Case& c, Pass pass, const Weight& w, const float* x, int n, 
   }
 }
 
-void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n, Guarded<std::byte>::Side side) {
+// Holds every token_step-th token, from the last one on, to double.
+void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n, Guarded<std::byte>::Side side,
+                int token_step = 1) {
   Weight w{c.format, nullptr, n_rows, n_cols};
   const Guarded<std::byte> packed(size_t(n_rows * w.row_bytes()), side);
   w.data = packed.data();
@@ -76,7 +79,9 @@ void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n,
   fill_normal(bias.data(), bias.size());
   std::fill(y.begin(), y.end(), std::numeric_limits<float>::quiet_NaN());
   multiply(c, pass, w, x.data(), n, bias.data(), y.data());
-  for (int t = 0; t < n; ++t) {
+  CHECK(std::ranges::all_of(y, [](float value) { return std::isfinite(value); }),
+        "%s %s, %d x %d, %d tokens: no number", c.name.c_str(), kPassNames[int(pass)], int(n_rows), int(n_cols), n);
+  for (int t = n - 1; t >= 0; t -= token_step) {
     const float* v = x.data() + t * n_cols;
     double peak = 0.0, activations = 0.0;
     for (int64_t k = 0; k < n_cols; ++k) {
@@ -117,7 +122,7 @@ void check_case(const Case& c, Pass pass, int64_t n_rows, int64_t n_cols, int n,
   }
 }
 
-// Enough rows for blocks of rows, trios of panels and lanes that lie apart, in both of multiply()'s tasks.
+// Enough rows for trios of panels and lanes that lie apart, in both of multiply()'s tasks.
 constexpr int64_t kManyRows = 650;
 // Enough tokens for kernels that unpack weights beside the products of the ones before.
 constexpr int kManyTokens = 200;
@@ -142,6 +147,13 @@ void check_all_shapes(const Case& c) {
         for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
           for (const int n : {1, 9, 15}) check_case(c, pass, n_rows, n_cols, n, side);
       }
+}
+
+// Activations that no cache holds, so that pieces of them are passed over by blocks of rows, of which one of
+// multiply()'s tasks has two: sums wait in memory from piece to piece.
+void check_blocks(const Case& c) {
+  for (const Pass pass : {Pass::kPrefill, Pass::kPrecisePrefill})
+    check_case(c, pass, 1100, 1280, 410, Guarded<std::byte>::kEnd, 37);
 }
 
 template <class Format>
@@ -178,7 +190,11 @@ void check_isa(const std::string& isa) {
   const cpu::Kernels& kernels = cpu::choose_kernels(isa);
   for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
     const int i = cpu::format_index(f);
-    check_all_shapes(case_of(isa + " " + std::string(f->name), *f, kernels.matmul, i, kernels.activations, i));
+    Case c = case_of(isa + " " + std::string(f->name), *f, kernels.matmul, i, kernels.activations, i);
+    c.decode_ahead = kernels.decode_ahead;
+    check_all_shapes(c);
+    // One for each number of planes that weights and activations are made of.
+    if (f->name == "Q4_0" || f->name == "F16" || f->name == "BF16") check_blocks(c);
   }
   auto* unknown = static_cast<UnknownFormats*>(nullptr);
 #if defined(__x86_64__)

@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <utility>
 #include <vector>
@@ -131,7 +132,8 @@ void exact() {
   for (const std::string& isa : supported_isas()) {
     for (const KvType type_k : kTypes) {
       for (const KvType type_v : kTypes) {
-        for (const auto& [heads, n] : {std::pair{1, 1}, {2, 64}, {5, 65}, {6, 170}, {7, 3}, {13, 170}}) {
+        for (const auto& [heads, n] :
+             {std::pair{1, 1}, {2, 64}, {5, 65}, {6, 170}, {7, 3}, {13, 170}, {17, 65}, {25, 130}}) {
           CpuBackend backend(choose_kernels(isa), 1);
           const auto made = backend.make_cache({1, 1, dim, dim, n, type_k, type_v});
           auto& cache = static_cast<CpuKvCache&>(*made);
@@ -290,6 +292,54 @@ void chunks() {
   }
 }
 
+// A decoded token has the same bits whatever the number of threads and whoever is decoded beside it, also where its
+// positions are cut into chunks, and these into runs of several.
+void same_bits() {
+  constexpr std::array<int, 2> kPositions{9 * int(kChunk) + 164, 2 * int(kChunk) + 7};
+  const size_t width = size_t(kHeads) * kDimK;
+  std::mt19937 random(9);
+  std::normal_distribution<float> normal;
+  for (const std::string& isa : supported_isas()) {
+    for (const auto& [type_k, type_v] : {std::pair{KvType::F16, KvType::F16}, {KvType::Q8_0, KvType::Q8_0}}) {
+      std::vector<std::unique_ptr<KvCache>> caches;
+      std::vector<float> q(2 * width);
+      for (float& x : q) x = normal(random);
+      for (const int n : kPositions) {
+        CpuBackend backend(choose_kernels(isa), 1);
+        caches.push_back(backend.make_cache({kLayers, kHeadsKv, kDimK, kDimK, n, type_k, type_v}));
+        std::vector<float> k(size_t(n) * kHeadsKv * kDimK), v(k.size());
+        for (auto* x : {&k, &v})
+          for (float& value : *x) value = normal(random);
+        Batch batch;
+        batch.spans = {{caches.back().get(), 0, n}};
+        batch.tokens.resize(size_t(n));
+        backend.store_kv(batch, kLayer, k.data(), v.data());
+        caches.back()->advance(n - 1);
+      }
+      // Sequences [first, last) decoded together.
+      const auto decode = [&](int threads, size_t first, size_t last) {
+        CpuBackend backend(choose_kernels(isa), threads);
+        Batch batch;
+        for (size_t i = first; i < last; ++i) batch.spans.push_back({caches[i].get(), int(i - first), 1});
+        batch.tokens.resize(last - first);
+        std::vector<float> out((last - first) * width, NAN);
+        backend.attention(batch, kLayer, q.data() + first * width, kHeads, 0.125f, out.data());
+        return out;
+      };
+      const std::vector<float> together = decode(1, 0, 2);
+      CHECK(std::ranges::all_of(together, [](float x) { return std::isfinite(x); }), "%s: no numbers", isa.c_str());
+      for (const int threads : {1, 2, 3, 5}) {
+        CHECK(decode(threads, 0, 2) == together, "%s, %d threads: other bits", isa.c_str(), threads);
+        for (const size_t i : {0, 1}) {
+          const auto from = together.begin() + ptrdiff_t(i * width);
+          CHECK(std::ranges::equal(decode(threads, i, i + 1), std::ranges::subrange(from, from + ptrdiff_t(width))),
+                "%s, %d threads: sequence %d alone has other bits", isa.c_str(), threads, int(i));
+        }
+      }
+    }
+  }
+}
+
 // Much is dropped: what stays is whole, and the chunks behind it hold no memory any more.
 void truncation() {
   constexpr int n = 3 * int(kChunk) + 164, kKept = int(kChunk) + 88;
@@ -362,6 +412,7 @@ int main() {
   gristmill::cpu::cut_prompts();
   gristmill::cpu::bad_queries();
   gristmill::cpu::chunks();
+  gristmill::cpu::same_bits();
   gristmill::cpu::truncation();
   gristmill::cpu::overflow_is_visible();
   return gristmill::test::failures("test_kv_cache");

@@ -362,13 +362,13 @@ def test_precise_is_a_setting_of_the_results(out: Any) -> None:
     best = _core.supported_isas()[0]
     bits, most = (_core.activation_bits(best, q8_0, mode) for mode in ("prefill", "precise"))
     flags = ["-p", "16", "-n", "0", "-r", "1", "-t", "1", "-q"]
-    arithmetic = _core.arithmetic(best, q8_0, "prefill")
     for more, precise, expected in (([], False, bits), (["--precise"], True, most)):
         [record] = json.loads(out(*flags, *more, "--json")[0])["results"]
         assert (record["precise"], record["prefill_bits"]) == (precise, expected)
         [csv_record] = csv.DictReader(io.StringIO(out(*flags, *more, "--csv")[0]))
         assert csv_record["precise"] == str(precise)
         row = out(*flags, *more)[0].splitlines()[2]
+        arithmetic = _core.arithmetic(best, q8_0, "precise" if precise else "prefill")
         assert f"| {expected}-bit {arithmetic} prefill |" in row
 
 

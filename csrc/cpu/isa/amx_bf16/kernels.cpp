@@ -33,7 +33,8 @@ void attention(const AttentionTask& task) {
   task.is_decode&& bytes ? cpu::attention<Avx512Vec, ByteTiles>(task) : avx512_vnni_kernels().attention(task);
 }
 
-// Decoding and all that is no product are AVX-512's. Processors with tiles read weights faster when they are asked for.
+// Products of decoding, and all that is neither product nor attention, are AVX-512's. Processors with tiles read
+// weights faster when they are asked for.
 template <class... Format>
 Kernels make(std::tuple<Format...>*) {
   Kernels k = avx512_vnni_kernels();

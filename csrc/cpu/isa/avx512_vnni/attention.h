@@ -1,6 +1,6 @@
 // Attention of one token to keys and values of Q8_0, in integers: codes are multiplied as they lie in the cache.
-//   scores  lanes are positions; vpdpbusd wants one unsigned factor: 128 + key, and 128 sum(q) less where the sum
-//   begins values  lanes are dimensions
+//   scores  lanes are positions; vpdpbusd wants an unsigned factor: 128 + key, the sum begins at -128 sum(q)
+//   values  lanes are dimensions
 // Exact but for the roundings of attention_codes.h.
 #pragma once
 

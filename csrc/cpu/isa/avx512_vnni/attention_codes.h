@@ -1,8 +1,7 @@
 // What attention to bytes rounds: queries and weights as integers in two planes of bytes, 256 hi + lo.
 //   queries  16 bits with a scale for each 32 dimensions
-//   weights  what a position weighs times its value's scale, in 16 bits without a sign, with a scale for the 64
-//   positions
-//            of a tile
+//   weights  what a position weighs times its value's scale, in 16 bits without a sign, with a scale for a tile's
+//            64 positions and 32 dimensions
 // By 2^-16 and 2^-17 of the largest that shares a scale: Q8_0 itself rounds by 2^-8 of it.
 #pragma once
 
