@@ -46,6 +46,21 @@ double fastest(double seconds, const F& pass) {
   return best;
 }
 
+double fastest_reading(std::span<const std::byte> bytes, ThreadPool& pool, double seconds,
+                       const cpu::LimitKernels& kernels) {
+  std::atomic<uint64_t> seen{0};
+  double time = std::numeric_limits<double>::infinity();
+  for (const auto read : kernels.read_bytes) {
+    const auto pass = [&](int i) {
+      const auto chunk = bytes.subspan(size_t(i) * kChunk);
+      seen.fetch_xor(read(chunk.data(), std::min(kChunk, chunk.size())), std::memory_order_relaxed);
+    };
+    const int n_chunks = int((bytes.size() + kChunk - 1) / kChunk);
+    time = std::min(time, fastest(seconds / cpu::kReadWays, [&] { pool.run(n_chunks, pass); }));
+  }
+  return double(bytes.size()) / time / 1e9;
+}
+
 }  // namespace
 
 double measure_read_bandwidth(int n_threads, size_t bytes, double seconds, const std::string& isa) {
@@ -54,19 +69,19 @@ double measure_read_bandwidth(int n_threads, size_t bytes, double seconds, const
   const cpu::LimitKernels kernels = cpu::choose_limits(isa);
   const PageBuffer buffer(bytes);
   ThreadPool pool(n_threads);
-  const int n_chunks = int((bytes + kChunk - 1) / kChunk);
-  const auto length = [&](int i) { return std::min(kChunk, bytes - size_t(i) * kChunk); };
   // Written, since untouched pages are all the same page of zeros; by the threads that read, so that it lies near them.
-  pool.run(n_chunks, [&](int i) { std::memset(buffer.get() + size_t(i) * kChunk, i + 1, length(i)); });
-  std::atomic<uint64_t> seen{0};
-  double time = std::numeric_limits<double>::infinity();
-  for (const auto read : kernels.read_bytes) {
-    const auto pass = [&](int i) {
-      seen.fetch_xor(read(buffer.get() + size_t(i) * kChunk, length(i)), std::memory_order_relaxed);
-    };
-    time = std::min(time, fastest(seconds / cpu::kReadWays, [&] { pool.run(n_chunks, pass); }));
-  }
-  return double(bytes) / time / 1e9;
+  pool.run(int((bytes + kChunk - 1) / kChunk), [&](int i) {
+    std::memset(buffer.get() + size_t(i) * kChunk, i + 1, std::min(kChunk, bytes - size_t(i) * kChunk));
+  });
+  return fastest_reading({buffer.get(), bytes}, pool, seconds, kernels);
+}
+
+double measure_reading(std::span<const std::byte> bytes, int n_threads, double seconds, const std::string& isa) {
+  check(n_threads, seconds);
+  if (bytes.empty()) throw ArgumentError("[limits] bytes, expected at least 1, got 0");
+  const cpu::LimitKernels kernels = cpu::choose_limits(isa);
+  ThreadPool pool(n_threads);
+  return fastest_reading(bytes, pool, seconds, kernels);
 }
 
 double measure_peak_ops(int n_threads, const std::string& kind, double seconds, const std::string& isa) {

@@ -18,6 +18,7 @@
 #include "cpu/dispatch.h"
 #include "cuda_library.h"
 #include "engine.h"
+#include "machine_limits.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -215,6 +216,20 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("device_slow", &Engine::device_slow)
       .def_prop_ro("keys_read", [](const Engine& e) { return e.source().keys_read(); })
       .def_prop_ro("unused_tensors", [](const Engine& e) { return e.source().unused_tensors(); })
+      .def(
+          "measure_reading",
+          [](const Engine& e, double seconds) {
+            // As much as no cache holds; all of a large file would take long.
+            constexpr size_t kMostBytes = size_t(1) << 30;
+            const auto bytes = e.source().mapped();
+            const double gb_s =
+                measure_reading(bytes.first(std::min(bytes.size(), kMostBytes)), e.n_threads(), seconds, e.isa());
+            e.source().check_files();
+            return gb_s;
+          },
+          "seconds"_a = 0.2, nb::call_guard<nb::gil_scoped_release>(),
+          "Gigabytes (1e9) a second that the threads together read from the model's largest file, its first GiB at "
+          "most, where it is mapped; the best of several passes.")
       .def("observe", &Engine::observe, nb::call_guard<nb::gil_scoped_release>(),
            "From now on the squares of all inputs of matrices are summed.")
       .def(

@@ -158,6 +158,11 @@ void ModelSource::tell_progress(std::function<void(int64_t, int64_t)> f) {
   });
 }
 
+std::span<const std::byte> ModelSource::mapped() const {
+  const auto& file = *std::ranges::max_element(files_, {}, [](const auto& f) { return f->size(); });
+  return {file->data(), size_t(file->size())};
+}
+
 void ModelSource::check_files() const {
   for (const auto& file : files_) file->check();
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -69,6 +70,8 @@ class ModelSource {
   // The one before is told that all were.
   void tell_progress(std::function<void(int64_t, int64_t)> f);
 
+  // The bytes of the largest file, where the kernels read them.
+  std::span<const std::byte> mapped() const;
   // Throws once a mapped file was cut.
   void check_files() const;
   [[noreturn]] void fail(const std::string& what) const;

@@ -173,6 +173,11 @@ class Engine:
     @property
     def unused_tensors(self) -> list[str]: ...
 
+    def measure_reading(self, seconds: float = 0.2) -> float:
+        """
+        Gigabytes (1e9) a second that the threads together read from the model's largest file, its first GiB at most, where it is mapped; the best of several passes.
+        """
+
     def observe(self) -> None:
         """From now on the squares of all inputs of matrices are summed."""
 

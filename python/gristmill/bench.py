@@ -44,6 +44,10 @@ class BenchResult:
     work: Work
     limits: Limits
     device: str = "cpu"
+    file_gb_s: float = 0.0
+    """1e9 bytes a second that the threads read from the model's file where it is mapped, the best seen, of a
+    GiB at most; 0 where weights are elsewhere. Much less than ``limits.read_gb_s`` says that decoding is slow
+    for want of memory as good as the limits' own: small pages, or another processor's."""
 
     @property
     def samples(self) -> list[float]:
@@ -141,6 +145,7 @@ class BenchResult:
             "limit_int16_gop_s": self.limits.int16_gop_s,
             "limit_copy_gb_s": self.limits.copy_gb_s,
             "limit_tensor_gop_s": self.limits.tensor_gop_s,
+            "limit_file_gb_s": self.file_gb_s,
         }
 
 
@@ -212,8 +217,12 @@ def _run(
     def measured() -> Limits:
         return _limits_of(model, limit_seconds)
 
+    def file_gb_s() -> float:
+        return model.engine.measure_reading(limit_seconds / 2) if model.device == "cpu" else 0.0
+
     progress("limits", 0, len(wanted) * (repetitions + 1))
     limits = measured()
+    from_file = file_gb_s()
     for i, test in enumerate(wanted):
 
         def told(n: int, i: int = i, test: BenchTest = test) -> None:
@@ -221,6 +230,7 @@ def _run(
 
         seconds = _time(model, test, repetitions, told)
         limits = limits.best(measured())
+        from_file = max(from_file, file_gb_s())
         yield BenchResult(
             model=model.path.name,
             architecture=model.architecture,
@@ -237,6 +247,7 @@ def _run(
             work=work_of(model, test),
             limits=limits,
             device=model.device,
+            file_gb_s=from_file,
         )
 
 

@@ -118,9 +118,17 @@ def row(result: BenchResult) -> tuple[str, ...]:
 
 
 def limit_lines(results: Sequence[BenchResult]) -> list[str]:
-    """The limits, a line for each instruction set and number of threads."""
+    """The limits, a line for each instruction set and number of threads, and one for each file in memory."""
     limits = dict.fromkeys(result.limits for result in results)
-    return [f"limits of {limits_line(each)}" for each in limits]
+    files: dict[tuple[str, int], float] = {}
+    for result in results:
+        key = (printable(result.model, 60), result.limits.n_threads)
+        files[key] = max(files.get(key, 0.0), result.file_gb_s)
+    return [f"limits of {limits_line(each)}" for each in limits] + [
+        f"read from {name} as it lies in memory, {_threads(n)}: {gb_s:.1f} GB/s"
+        for (name, n), gb_s in files.items()
+        if gb_s
+    ]
 
 
 def limits_line(limits: Limits) -> str:
@@ -129,13 +137,16 @@ def limits_line(limits: Limits) -> str:
         text = f"{limits.isa}: read {limits.read_gb_s:.0f} GB/s"
         text += f", copy {limits.copy_gb_s:.0f} GB/s" if limits.copy_gb_s else ""
         return f"{text}, products of halves {limits.tensor_gop_s / 1e3:.1f} TOP/s"
-    threads = "1 thread" if limits.n_threads == 1 else f"{limits.n_threads} threads"
-    text = f"{threads}, {limits.isa}: read {limits.read_gb_s:.1f} GB/s, int8 {limits.int8_gop_s:.0f} GOP/s"
-    text += f", float32 {limits.float32_gop_s:.0f} GOP/s"
+    text = f"{_threads(limits.n_threads)}, {limits.isa}: read {limits.read_gb_s:.1f} GB/s"
+    text += f", int8 {limits.int8_gop_s:.0f} GOP/s, float32 {limits.float32_gop_s:.0f} GOP/s"
     for name, gop_s in (("bfloat16", limits.bfloat16_gop_s), ("int16", limits.int16_gop_s)):
         if gop_s:
             text += f", {name} {gop_s:.0f} GOP/s"
     return text
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
 
 
 def _size(n: int) -> str:

@@ -309,6 +309,7 @@ KEYS = {
     "operations_per_token", "gb_per_s", "gop_per_s", "share_of_bandwidth", "share_of_peak", "bound",
     "share", "limit_read_gb_s", "limit_int8_gop_s", "limit_float32_gop_s", "limit_bfloat16_gop_s",
     "limit_int16_gop_s", "device", "limit_copy_gb_s", "limit_tensor_gop_s",
+    "limit_file_gb_s",
 }  # fmt: skip
 
 
@@ -336,6 +337,18 @@ def test_json(out: Any) -> None:
     assert all(line.startswith("[") for line in err.splitlines())
 
 
+def test_a_cut_file_is_not_measured(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """What is read in place of pages that a file no longer has is no speed of its memory."""
+    copy = tmp_path / "cut.gguf"
+    copy.write_bytes(tiny_model(formats="Q4_0", **SHAPE).read_bytes())
+    model = gristmill.load(copy, n_ctx=16, n_threads=1)
+    assert model.engine.measure_reading(0.0) > 0
+    with copy.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(gristmill.GGUFError, match=r"cut\.gguf"):
+        model.engine.measure_reading(0.0)
+
+
 def test_csv(out: Any) -> None:
     text, _ = out(*FLAGS, "--csv", "-q")
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -353,6 +366,7 @@ def test_table_and_file(out: Any, tmp_path: Path) -> None:
     assert lines[0] == "| " + " | ".join(bench_report.HEADINGS) + " |"
     assert {line.count("|") for line in lines[:5]} == {len(bench_report.HEADINGS) + 1}
     assert lines[6].startswith("limits of 1 thread, ")
+    assert re.fullmatch(r"read from \S+\.gguf as it lies in memory, 1 thread: [0-9.]+ GB/s", lines[7])
     assert len(json.loads(target.read_text())["results"]) == 3
 
 
