@@ -33,14 +33,27 @@ def measure(args: argparse.Namespace) -> None:
     """The process of one build: a line of tokens a second for each line it reads."""
     import gristmill
 
-    model = gristmill.load(args.model, n_threads=args.threads, precise=args.precise)
+    n_ctx = args.depth + max(args.tokens, 8) + 8
+    cache = args.cache_type
+    model = gristmill.load(
+        args.model,
+        n_threads=args.threads,
+        precise=args.precise,
+        n_ctx=n_ctx,
+        cache_type_k=cache,
+        cache_type_v=cache,
+    )
+    filled: list[Any] = []
 
     def ids(n: int) -> list[int]:
         return [(i * 7919) % (model.n_vocab - 10) + 5 for i in range(n)]
 
     def decode(n: int) -> int:
-        session = model.session()
-        session.forward(ids(3))
+        if not filled:
+            filled.append(model.session())
+            filled[0].forward(ids(args.depth or 3))
+        [session] = filled
+        session.truncate(args.depth or 3)
         begin()
         for token in ids(n):
             session.forward([token])
@@ -151,6 +164,8 @@ def main() -> None:
     parser.add_argument("--work", choices=["decode", "prompt", "together"], default="decode")
     parser.add_argument("--tokens", type=int, default=24, help="of a turn; together: of each sequence (24)")
     parser.add_argument("--sequences", type=int, default=8, help="for --work together (8)")
+    parser.add_argument("--depth", type=int, default=0, help="tokens behind those that are decoded (3)")
+    parser.add_argument("--cache-type", default="f16", help="of keys and values (f16)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("-t", "--threads", type=int, default=None, help="physical cores by default")
     parser.add_argument("--precise", action="store_true")
@@ -162,7 +177,8 @@ def main() -> None:
     if args.measure:
         return measure(args)
     rows = compare(args)
-    print(f"{args.model.name}, {args.work}, {args.tokens} tokens, {args.rounds} rounds")
+    behind = f" behind {args.depth}, {args.cache_type}" if args.depth else ""
+    print(f"{args.model.name}, {args.work}, {args.tokens} tokens{behind}, {args.rounds} rounds")
     print("| build | tok/s | ratio (min-max) |\n|---|---|---|")
     for row in rows:
         print(
