@@ -3,11 +3,13 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "attention_data.h"
 #include "check.h"
 #include "cuda/attention.h"
 #include "device_under_test.h"
+#include "told_device.h"
 
 namespace gristmill::cuda::test {
 namespace {
@@ -29,7 +31,7 @@ std::vector<float> decode(const Caches& caches, const std::vector<int32_t>& sequ
                           int n_head, float scale) {
   const KvLayout& layout = caches.layout;
   const int n = int(sequences.size());
-  DeviceInfo device = device_info(0);
+  DeviceInfo device = told_device();
   device.shared_bytes_per_block = std::min(device.shared_bytes_per_block, most_shared_bytes);
   std::vector<int32_t> positions;
   for (const int32_t s : sequences) positions.push_back(caches.lengths[size_t(s)] - 1);
@@ -121,7 +123,7 @@ void check_nan(const KvLayout& layout) {
 int main() {
   using namespace gristmill;
   using cuda::KvLayout;
-  cuda::emulation::device_traits().multiprocessors = 12;
+  cuda::test::told_multiprocessors = 12;
   const std::vector<int> lengths = {1, 16, 129, 520};
   for (const uint64_t seed : {1, 2, 3}) {
     cuda::emulation::set_seed(seed);
@@ -148,6 +150,15 @@ int main() {
     cuda::test::check({KvType::Q8_0, KvType::F16, 2, 1, 96, 6, 530}, 3, {140}, 1.0f, 4e-6);
     cuda::test::check({KvType::F16, KvType::F16, 2, 1, 320, 300, 530}, 2, {140}, 1.0f, 4e-6);
     cuda::test::check_nan({KvType::F32, KvType::F16, 2, 2, 128, 128, 530});
+  }
+  // Warps that take so many tiles that their places in shared memory come round again, and more splits than are added
+  // at once.
+  cuda::emulation::set_seed(4);
+  for (const auto& [multiprocessors, lengths] :
+       {std::pair<int, std::vector<int>>{2, {1301, 2250, 1536}}, {40, {4700, 33}}}) {
+    cuda::test::told_multiprocessors = multiprocessors;
+    for (const KvType type : {KvType::F16, KvType::Q8_0})
+      cuda::test::check({type, type, 2, 1, 128, 128, 4710}, 5, lengths, 1.0f, 4e-6);
   }
   CHECK(cuda::test::n_quantized > 0, "no result was quantized");
   return test::failures("test_attention_decode");

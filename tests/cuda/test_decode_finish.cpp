@@ -14,6 +14,7 @@
 #include "cuda/matmul.h"
 #include "device_under_test.h"
 #include "quantize.h"
+#include "told_device.h"
 
 namespace gristmill::cuda::test {
 namespace {
@@ -28,7 +29,7 @@ struct Setup {
   std::vector<float> bias;
   DevicePointer<float> device_bias, floats;
   DeviceQuantized quantized;
-  DeviceInfo device = device_info(0);
+  DeviceInfo device = told_device();
   DevicePointer<float> partials = make_device<float>(size_t(decode_partials(device)));
 
   Setup(int tokens, int64_t cols, const std::vector<std::pair<const char*, int64_t>>& rows)
@@ -159,7 +160,7 @@ int main() {
   for (const int multiprocessors : {1, 3, 7}) {
     cuda::emulation::set_seed(++seed);
     cuda::emulation::device_traits().major = seed % 2 == 0 ? 8 : 9;
-    cuda::emulation::device_traits().multiprocessors = multiprocessors;
+    cuda::test::told_multiprocessors = multiprocessors;
     const auto neox = RopeStyle::kNeox, interleaved = RopeStyle::kInterleaved;
     cuda::test::check_heads("Q4_K", 1, 128, 128, neox, KvType::F16, KvType::F16);
     cuda::test::check_heads("Q6_K", multiprocessors == 3 ? 33 : 3, 64, 48, neox, KvType::Q8_0, KvType::F32);

@@ -12,6 +12,7 @@
 #include "cuda/matmul.h"
 #include "device_under_test.h"
 #include "quantize.h"
+#include "told_device.h"
 
 namespace gristmill::cuda::test {
 namespace {
@@ -26,7 +27,7 @@ int resident = kDecodeResident;
 
 std::vector<float> multiply(const std::vector<DeviceMatrix>& matrices, const std::vector<float>& x, int n,
                             int64_t n_cols, const std::vector<float>& bias) {
-  const DeviceInfo device = device_info(0);
+  const DeviceInfo device = told_device();
   const auto floats = to_device(x);
   const DeviceQuantized quantized(quantize(x, n, n_cols));
   const auto device_bias = to_device(bias);
@@ -106,7 +107,7 @@ void check_not_finite(const formats::FormatInfo& format) {
 
 void check_all(bool bulk, int multiprocessors) {
   emulation::device_traits().major = bulk ? 9 : 8;
-  emulation::device_traits().multiprocessors = multiprocessors;
+  told_multiprocessors = multiprocessors;
   for (const formats::FormatInfo* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
     const int64_t narrow = f->block_size == 256 ? 512 : f->block_size == 32 ? 320 : 301;
     check_case({f, {40}, 768}, bulk ? 3 : 8);
@@ -120,7 +121,7 @@ void check_all(bool bulk, int multiprocessors) {
 // So many tiles that every warp fills its places in shared memory again and again.
 void check_long_streams(bool bulk) {
   emulation::device_traits().major = bulk ? 9 : 8;
-  emulation::device_traits().multiprocessors = 1;
+  told_multiprocessors = 1;
   int n_formats = 0;
   for (const formats::FormatInfo* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
     using formats::TypeId;
@@ -135,7 +136,7 @@ void check_long_streams(bool bulk) {
 // The form with two blocks an SM: its own kernel for one token, for others as many shares.
 void check_two_blocks() {
   emulation::device_traits().major = 9;
-  emulation::device_traits().multiprocessors = 2;
+  told_multiprocessors = 2;
   resident = 2;
   for (const formats::FormatInfo* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
     if (f->kind != formats::Kind::kAffine) continue;
