@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -101,13 +102,19 @@ void bench_attention(const Context& context);  // decoding and prefill
 void bench_rows(const Context& context);       // what works on rows of activations and logits
 // A model of this shape: mixes are "Q4_K_M", "Q4_0", "Q8_0", "F16".
 void bench_model(const Context& context, const std::string& mix, int n_layer);
+// One layer of it and its output against the CPU back end.
+void compare_with_cpu(const Context& context, const std::string& mix);
 
-// `count` rows of a format as in a file: a few distinct ones of normal weights of spread n_cols^-1/2, over and over.
+// `count` rows of a format as in a file: kDistinctRows ones of normal weights of spread n_cols^-1/2, over and over.
+constexpr int64_t kDistinctRows = 23;  // has no divisor in common with the rows of a tile: tiles are as many
 std::vector<std::byte> random_rows(const formats::FormatInfo& format, int64_t count, int64_t n_cols);
 // A matrix of those on the device.
 struct DeviceMatrix {
   DevicePointer<std::byte> memory;
   Matrix matrix;
+  std::shared_ptr<const std::vector<float>> values = nullptr;  // of the distinct rows
+
+  const float* row(int64_t r) const { return values->data() + r % kDistinctRows * matrix.n_cols; }
 };
 DeviceMatrix random_matrix(const Context& c, const formats::FormatInfo& format, int64_t n_rows, int64_t n_cols);
 DeviceMatrix copy_of(const Context& c, const DeviceMatrix& other);

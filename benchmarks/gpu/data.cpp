@@ -43,7 +43,6 @@ void report_bytes(const std::string& part, const std::string& name, double bytes
 }
 
 std::vector<std::byte> random_rows(const formats::FormatInfo& format, int64_t count, int64_t n_cols) {
-  constexpr int64_t kDistinct = 16;
   const int64_t row_bytes = n_cols / format.block_size * format.type_size;
   std::vector<std::byte> bytes(static_cast<size_t>(count * row_bytes));
   std::mt19937 random(1);
@@ -51,11 +50,11 @@ std::vector<std::byte> random_rows(const formats::FormatInfo& format, int64_t co
   std::vector<float> row(static_cast<size_t>(n_cols));
   for (int64_t r = 0; r < count; ++r) {
     std::byte* to = bytes.data() + r * row_bytes;
-    if (r < kDistinct) {
+    if (r < kDistinctRows) {
       for (float& v : row) v = normal(random);
       format.from_float(row.data(), nullptr, to, n_cols);
     } else {
-      std::memcpy(to, to - kDistinct * row_bytes, size_t(row_bytes));
+      std::memcpy(to, to - kDistinctRows * row_bytes, size_t(row_bytes));
     }
   }
   return bytes;
@@ -69,13 +68,17 @@ DeviceMatrix random_matrix(const Context& c, const formats::FormatInfo& format, 
   copy_to_device(raw.get(), host.data(), host.size(), c.stream);
   repack(m.matrix, 0, raw.get(), n_rows, c.stream);
   synchronize(c.stream);
+  const int64_t n_values = std::min(n_rows, kDistinctRows) * n_cols;
+  std::vector<float> values(static_cast<size_t>(n_values));
+  format.to_float(host.data(), values.data(), n_values);
+  m.values = std::make_shared<const std::vector<float>>(std::move(values));
   return m;
 }
 
 DeviceMatrix copy_of(const Context& c, const DeviceMatrix& other) {
   const Matrix& from = other.matrix;
   const size_t bytes = size_t(matrix_bytes(from.format, from.n_rows, from.n_cols));
-  DeviceMatrix m{make_device<std::byte>(bytes), from};
+  DeviceMatrix m{make_device<std::byte>(bytes), from, other.values};
   m.matrix.tiles = m.memory.get();
   copy_on_device(m.memory.get(), from.tiles, bytes, c.stream);
   return m;

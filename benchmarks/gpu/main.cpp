@@ -1,12 +1,13 @@
 // gpu_bench PART...: limits kernels model:Q4_K_M model:Q8_0 ... (model:MIX:LAYERS for a smaller one). JSON lines on
 // standard output; check.sh makes a table of them. "tiny" first: everything in sizes that the emulation runs, for its
-// own sake, not for its figures.
+// own sake, not for its figures. Ends with 1 where a result was wrong, when all has been measured.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "bench.h"
 #include "core/error.h"
+#include "verify.h"
 
 int main(int argc, char** argv) {
   using namespace gristmill;
@@ -16,9 +17,13 @@ int main(int argc, char** argv) {
     set_device(0);
     const bool tiny = argc > 1 && std::strcmp(argv[1], "tiny") == 0;
     bench::Context context{device_info(0), make_stream(), tiny ? bench::tiny_sizes() : bench::Sizes{}, {}};
-    bench::measure_limits(context);
+    bool measured = false;
     for (int i = tiny ? 2 : 1; i < argc; ++i) {
       const std::string part = argv[i];
+      if (!measured && !part.starts_with("logits:")) {
+        bench::measure_limits(context);
+        measured = true;
+      }
       if (part == "kernels") {
         bench::bench_products(context);
         bench::bench_attention(context);
@@ -27,6 +32,8 @@ int main(int argc, char** argv) {
         const size_t colon = part.find(':', 6);
         const int n_layer = colon == std::string::npos ? 64 : std::atoi(part.c_str() + colon + 1);
         bench::bench_model(context, part.substr(6, colon - 6), n_layer);
+      } else if (part.starts_with("logits:")) {
+        bench::compare_with_cpu(context, part.substr(7));
       } else if (part != "limits") {
         throw Error("unknown part " + part);
       }
@@ -36,5 +43,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "gpu_bench: %s\n", e.what());
     return 1;
   }
-  return 0;
+  return bench::n_wrong() > 0 ? 1 : 0;
 }

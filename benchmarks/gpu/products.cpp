@@ -7,6 +7,7 @@
 #include "bench.h"
 #include "cuda/elementwise.h"
 #include "cuda/matmul.h"
+#include "verify.h"
 
 namespace gristmill::cuda::bench {
 namespace {
@@ -29,6 +30,13 @@ struct Matrices {
       for (size_t j = 0; j < shape.n_rows.size(); ++j)
         sets.back().push_back(i == 0 ? random_matrix(c, format, shape.n_rows[j], shape.n_cols)
                                      : copy_of(c, sets[0][j]));
+    }
+  }
+  // The results of products, y poisoned before they ran.
+  void verify(const Context& c, const std::string& name, const float* x, int n, const float* y, Arithmetic a) const {
+    for (const DeviceMatrix& m : sets.front()) {
+      verify_product(c, name, m, x, n, y, a);
+      y += n * m.matrix.n_rows;
     }
   }
   std::vector<DeviceProduct> products(int i, int n, float* y) const {
@@ -104,19 +112,20 @@ void bench_decode(const Context& c, const formats::FormatInfo& format, const Sha
     const Activations& x = activations.of(n, shape.n_cols);
     const DecodeWorkspace space{partials.get(), counters.get(), resident};
     const DecodeInput input{x.x.get(), x.forms.quantized};
+    const bool floats = format.kind == formats::Kind::kFloat;
+    const std::string name = std::string(format.name) + " " + shape.name + ", " + std::to_string(n) + " tokens" +
+                             (resident > 1 ? ", two blocks an SM" : "");
+    fill(y.get(), 0xff, size_t(n * n_rows) * sizeof(float), c.stream);
     const double ms = graph_ms(c, rounds(c, int64_t(matrices.sets.size())), [&, tokens = n](int i) {
       decode_matmul(matrices.products(i, tokens, y.get()), input, tokens, space, {}, c.device, true, c.stream);
     });
     // Quantized formats multiply two int8 planes of each activation.
-    const double operations =
-        format.kind == formats::Kind::kFloat ? 0.0 : 2.0 * 2 * n * double(n_rows) * double(shape.n_cols);
+    const double operations = floats ? 0.0 : 2.0 * 2 * n * double(n_rows) * double(shape.n_cols);
     const double read_ms = 1e3 * double(matrices.bytes) / c.limits.read_bytes;
     const double multiply_ms = 1e3 * operations / c.limits.byte_ops;
-    report("decode",
-           std::string(format.name) + " " + shape.name + ", " + std::to_string(n) + " tokens" +
-               (resident > 1 ? ", two blocks an SM" : ""),
-           double(matrices.bytes) / ms / 1e6, "GB/s", std::max(read_ms, multiply_ms) / ms,
+    report("decode", name, double(matrices.bytes) / ms / 1e6, "GB/s", std::max(read_ms, multiply_ms) / ms,
            read_ms >= multiply_ms ? "read" : "mma.sync int8");
+    matrices.verify(c, "decode " + name, x.x.get(), n, y.get(), floats ? Arithmetic::kFloats : Arithmetic::kPlanes);
   }
 }
 
@@ -128,12 +137,14 @@ void bench_prefill(const Context& c, const formats::FormatInfo& format, const Sh
   const Activations& x = activations.of(n, shape.n_cols);
   const auto scratch = make_device<uint16_t>(size_t(prefill_scratch(c.device, shape.n_cols)));
   const std::string name = std::string(format.name) + " " + shape.name;
+  fill(y.get(), 0xff, size_t(n * n_rows) * sizeof(float), c.stream);
   double ms = median_ms(c, 2, [&](int i) {
     prefill_matmul(matrices.products(i, n, y.get()), x.forms.halves, n, scratch.get(), c.device, c.stream);
   });
   const double rate = 2e3 * double(n_rows) * double(shape.n_cols) * n / ms;
   report("prefill", name + ", " + std::to_string(n) + " tokens", rate / 1e12, "TFLOP/s", rate / c.limits.gemm_flops,
          c.limits.gemm);
+  matrices.verify(c, "prefill " + name, x.x.get(), n, y.get(), Arithmetic::kHalves);
   // The part of it that makes halves, as many rows at once as the scratch memory holds.
   const int64_t padded = padded_columns(shape.n_cols);
   const int tiles = int(
