@@ -102,7 +102,7 @@ void bench_attention(const Context& context);  // decoding and prefill
 void bench_rows(const Context& context);       // what works on rows of activations and logits
 // A model of this shape: mixes are "Q4_K_M", "Q4_0", "Q8_0", "F16".
 void bench_model(const Context& context, const std::string& mix, int n_layer);
-// One layer of it and its output against the CPU back end.
+// Four layers of it and its output against the CPU back end.
 void compare_with_cpu(const Context& context, const std::string& mix);
 
 // `count` rows of a format as in a file: kDistinctRows ones of normal weights of spread n_cols^-1/2, over and over.

@@ -1,27 +1,31 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command: builds, runs the kernels' tests and the compute sanitizer on them, and
 # measures the GPU's limits, each kernel alone, and models of QwQ-32B's shape.
-#   benchmarks/gpu/check.sh OUT_DIR [PART...]      parts: build tests limits kernels models sanitizer python
-# Without parts all of them, figures before the sanitizer, which takes longest. A part is ok, FAILED or not run.
+#   benchmarks/gpu/check.sh OUT_DIR [PART...]      parts: build tests logits limits kernels models python sanitizer
+# Without parts all of them, figures before the sanitizer, which takes longest. A part is ok, FAILED or not run. What is
+# timed is checked too: a wrong result is a line of the table and makes its part FAILED.
 # Leaves in OUT_DIR: log.txt, build.txt, tests.txt, sanitizer.txt, bench.jsonl, table.txt, machine.txt. All else is in
 # the build folder.
 #
 # Needs CUDA 12.8 or later, CMake, ninja and a C++20 compiler; no network. "python" also needs Python 3.10 or later with
-# numpy, gguf, tokenizers, jinja2, rich, prompt_toolkit and platformdirs (carry as wheels those that the machine lacks,
-# installed to a folder in PYTHONPATH) and a model in GRISTMILL_TEST_SMOLLM2; without them it is not run.
+# pip, numpy, gguf, tokenizers, jinja2, rich, prompt_toolkit, platformdirs, nanobind and scikit-build-core (carry as
+# wheels those that the machine lacks, installed to a folder in PYTHONPATH); without them it is not run.
+#
+# Where a command may take ten minutes: "build tests logits limits kernels", then "models", then "python sanitizer". What
+# hangs is ended: a test after 120 s, logits 60 s, limits 60 s, kernels 200 s, a model 130 s, python 200 s.
 #   GRISTMILL_GPU_BUILD    build folder that outlives the run (default: gristmill-gpu-build in TMPDIR or /tmp)
 #   GRISTMILL_GPU_MIXES    models to measure (default: Q4_K_M Q4_0 Q8_0 F16)
 #   GRISTMILL_GPU_LAYERS   layers of those models (default: 64)
-#   GRISTMILL_GPU_SANITIZER_SECONDS    after which the sanitizer begins no other test (default: 480), and
+#   GRISTMILL_GPU_SANITIZER_SECONDS    after which the sanitizer begins no other test (default: 400), and
 #   GRISTMILL_GPU_TEST_SECONDS         that a test may take under it (default: 100)
 set -uo pipefail
-[[ $# -ge 1 ]] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
+[[ $# -ge 1 ]] || { sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/../.."
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
 parts=("$@")
-[[ $# -gt 0 ]] || parts=(build tests limits kernels models sanitizer python)
+[[ $# -gt 0 ]] || parts=(build tests logits limits kernels models python sanitizer)
 build=${GRISTMILL_GPU_BUILD:-${TMPDIR:-/tmp}/gristmill-gpu-build}
 mixes=${GRISTMILL_GPU_MIXES:-Q4_K_M Q4_0 Q8_0 F16}
 layers=${GRISTMILL_GPU_LAYERS:-64}
@@ -72,7 +76,7 @@ part_tests() {
 
 # What the emulation cannot see: races, and reads of memory that nothing wrote. Several tests at a time, as long as
 # sanitizer_seconds last; each verdict is in the log as soon as it is known, for a run may be cut off.
-readonly sanitizer_seconds=${GRISTMILL_GPU_SANITIZER_SECONDS:-480} test_seconds=${GRISTMILL_GPU_TEST_SECONDS:-100}
+readonly sanitizer_seconds=${GRISTMILL_GPU_SANITIZER_SECONDS:-400} test_seconds=${GRISTMILL_GPU_TEST_SECONDS:-100}
 
 check_one() { # TOOL TEST: one line of verdict, what it printed in a file of its own
   local name log options=() verdict
@@ -116,32 +120,47 @@ part_sanitizer() {
 }
 
 bench() { timeout "$1" "$build/benchmarks/gpu/gpu_bench" "${@:2}" >>"$out/bench.jsonl" 2>>"$out/log.txt"; }
+# A few layers against the CPU; and the same bits whatever the switches of docs/cuda.md say.
+part_logits() {
+  local mix setting status bad=0 first=${mixes%% *} usual bits
+  for mix in $mixes; do
+    status=0
+    bench 60 "logits:$mix" || status=$?
+    [[ $status == 0 ]] || { bad=1 && say "  logits $mix: FAILED ($status)"; }
+  done
+  usual=$(grep -F "$first, four layers, bits" "$out/bench.jsonl" | tail -n 1)
+  for setting in GRAPHS=0 DEPENDENT_LAUNCH=0 SYNC=1; do
+    bits=$(env "GRISTMILL_CUDA_$setting" timeout 60 "$build/benchmarks/gpu/gpu_bench" "logits:$first" \
+      2>>"$out/log.txt" | grep -F ', bits')
+    [[ -n $bits && $bits == "$usual" ]] ||
+      { bad=1 && say "  GRISTMILL_CUDA_$setting: other bits than usual: $bits"; }
+  done
+  return "$bad"
+}
 part_limits() { bench 60 limits; }
 part_kernels() { bench 200 kernels; }
 part_models() {
   local mix status bad=0
   for mix in $mixes; do
     status=0
-    bench 160 "model:$mix:$layers" || status=$?
+    bench 130 "model:$mix:$layers" || status=$?
     [[ $status == 0 ]] || { bad=1 && say "  model $mix: FAILED ($status)"; }
   done
   return "$bad"
 }
 
-part_python() { # the same library under the command line
-  local model=${GRISTMILL_TEST_SMOLLM2:-} site=$build/site
-  local module missing=()
-  for module in numpy gguf tokenizers jinja2 rich prompt_toolkit platformdirs nanobind scikit_build_core; do
+part_python() { # the same library under the package and the command line
+  local site=$build/site module missing=()
+  for module in pip numpy gguf tokenizers jinja2 rich prompt_toolkit platformdirs nanobind scikit_build_core; do
     python3 -c "import $module" 2>/dev/null || missing+=("$module")
   done
   [[ ${#missing[@]} -eq 0 ]] || { say "  Python lacks ${missing[*]}" && return "$not_run"; }
-  [[ -f $model ]] || { say "  GRISTMILL_TEST_SMOLLM2 names no model" && return "$not_run"; }
+  [[ -f $build/_cuda.so ]] || { say "  there is no library: run the part build" && return "$not_run"; }
   rm -rf "$site"
   python3 -m pip install -q --no-build-isolation --no-deps --config-settings=cmake.define.GRISTMILL_ISA=none \
-    --target "$site" . >>"$out/log.txt" 2>&1 || return 1
-  PYTHONPATH=$site:${PYTHONPATH:-} python3 -m gristmill info --devices | tee -a "$out/log.txt"
-  PYTHONPATH=$site:${PYTHONPATH:-} python3 -m gristmill run -m "$model" --device cuda --temp 0 -n 32 \
-    -p "The capital of France is" 2>&1 | tee -a "$out/log.txt"
+    --config-settings=cmake.define.GRISTMILL_CUDA=OFF --target "$site" . >>"$out/log.txt" 2>&1 || return 1
+  GRISTMILL_CUDA_LIBRARY=$build/_cuda.so PYTHONPATH=$site:${PYTHONPATH:-} \
+    timeout 200 python3 benchmarks/gpu/through_python.py "$build/models" 2>&1 | tee -a "$out/log.txt"
 }
 
 { nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv 2>&1
@@ -150,6 +169,8 @@ part_python() { # the same library under the command line
   git log -1 --format=%H 2>/dev/null
   date -u +%FT%TZ; } >"$out/machine.txt"
 say "$(sed -n 2p "$out/machine.txt")"
+printf '{"machine": "%s", "toolkit": "%s", "date": "%s"}\n' "$(sed -n 2p "$out/machine.txt")" \
+  "$(nvcc --version | grep -o 'release [0-9.]*')" "$(date -u +%F)" >>"$out/bench.jsonl"
 for part in "${parts[@]}"; do
   began=$SECONDS
   if ! declare -F "part_$part" >/dev/null; then say "there is no part $part" && exit 2; fi

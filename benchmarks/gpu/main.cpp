@@ -1,6 +1,7 @@
-// gpu_bench PART...: limits kernels model:Q4_K_M model:Q8_0 ... (model:MIX:LAYERS for a smaller one). JSON lines on
-// standard output; check.sh makes a table of them. "tiny" first: everything in sizes that the emulation runs, for its
-// own sake, not for its figures. Ends with 1 where a result was wrong, when all has been measured.
+// gpu_bench PART...: limits kernels model:Q4_K_M model:Q8_0 ... (model:MIX:LAYERS for a smaller one),
+// logits:Q4_K_M ... JSON lines on standard output; check.sh makes a table of them. "tiny" first: everything in sizes
+// that the emulation runs, for its own sake, not for its figures. Ends with 1 where a result was wrong, when all has
+// been measured.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

@@ -15,7 +15,10 @@ def main() -> int:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # a run that was stopped within a line
-        rows[row["part"], row["name"]] = row
+        if "part" in row:
+            rows[row["part"], row["name"]] = row
+        else:
+            print(", ".join(f"{key} {value}" for key, value in row.items()))
     part = ""
     parts = list(dict.fromkeys(str(row["part"]) for row in rows.values()))
     for row in sorted(rows.values(), key=lambda row: parts.index(str(row["part"]))):

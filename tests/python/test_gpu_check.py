@@ -75,8 +75,23 @@ def test_failed_model_has_its_status(gpu: Fixture) -> None:
     assert result.returncode == 1
 
 
+def test_logits_of_other_bits(gpu: Fixture) -> None:
+    """Those of the first mix are compared with what each switch gives."""
+    line = '{\\"part\\": \\"logits\\", \\"name\\": \\"Q4_0, four layers, bits\\", \\"value\\": %s}'
+    body = f'echo "{line % 12}"'
+    gpu.program(gpu.build / "benchmarks" / "gpu" / "gpu_bench", body)
+    assert gpu.check("logits", GRISTMILL_GPU_MIXES="Q4_0 Q8_0").returncode == 0
+    other = f'if [ "$GRISTMILL_CUDA_GRAPHS" = 0 ]; then echo "{line % 13}"; else {body}; fi'
+    gpu.program(gpu.build / "benchmarks" / "gpu" / "gpu_bench", other)
+    result = gpu.check("logits", GRISTMILL_GPU_MIXES="Q4_0 Q8_0")
+    assert "GRISTMILL_CUDA_GRAPHS=0: other bits than usual" in result.stdout
+    assert "DEPENDENT_LAUNCH=0: other" not in result.stdout
+    assert result.returncode == 1
+
+
 def test_part_that_cannot_run_says_so(gpu: Fixture) -> None:
-    result = gpu.check("python", GRISTMILL_TEST_SMOLLM2="")
+    gpu.program(gpu.bin / "python3", "exit 1")  # has no package
+    result = gpu.check("python")
     assert "python: not run" in result.stdout
     assert "python: ok" not in result.stdout
     assert result.returncode == 0
