@@ -216,8 +216,13 @@ DeviceChoice choose_device(const models::ModelSource& source, const models::Hype
 
   DeviceChoice choice{{}, "", "", plan->max_batch};
   const int n = plan->placement.n_gpu_layers();
-  if (n < all && !wanted.n_gpu_layers) choice.note = why_not_more(plan->bytes, plan->gpus, wanted, plan->placement);
-  if (n == 0 && !automatic) throw DeviceError("[device] " + choice.note + " for one layer; -ngl 0 runs it on the CPU");
+  if (n < all && !wanted.n_gpu_layers) {
+    choice.note = why_not_more(plan->bytes, plan->gpus, wanted, plan->placement);
+    if (n == 0 && !automatic) choice.note += " for one layer";
+    if (const int64_t context = context_for_all(plan->bytes, plan->gpus, wanted); context > 0)
+      choice.note += "; with --ctx-size " + std::to_string(context) + " all layers would fit";
+  }
+  if (n == 0 && !automatic) throw DeviceError("[device] " + choice.note + "; -ngl 0 runs it on the CPU");
   if (n < all) choice.layers.push_back({-1, "cpu", 0, all - n});
   for (const Placement::Range& r : plan->placement.ranges)
     choice.layers.push_back({plan->indices[r.gpu], plan->gpus[r.gpu].name, r.first, r.last});

@@ -111,18 +111,24 @@ class Planner {
            "): " + in_words(wants.total() - gpu.free_bytes) + " are missing";
   }
 
-  // What would fit instead of n layers.
-  std::string advice(int n) const {
-    std::vector<std::string> ways;
-    if (const int fewer = largest(n - 1, model_.n_ctx).n_gpu_layers(); fewer > 0)
-      ways.push_back("-ngl " + std::to_string(fewer));
+  // The longest context, at most the model's own, with which n layers fit; 0: none.
+  int64_t largest_context(int n) const {
     constexpr int64_t kStep = 256;
     int64_t low = 0, high = model_.n_ctx / kStep + 1;  // low fits, high does not, in steps
     while (high - low > 1) {
       const int64_t middle = (low + high) / 2;
       (fits(place(n, middle * kStep), middle * kStep) ? low : high) = middle;
     }
-    if (low > 0) ways.push_back("--ctx-size " + std::to_string(low * kStep));
+    return low * kStep;
+  }
+
+  // What would fit instead of n layers.
+  std::string advice(int n) const {
+    std::vector<std::string> ways;
+    if (const int fewer = largest(n - 1, model_.n_ctx).n_gpu_layers(); fewer > 0)
+      ways.push_back("-ngl " + std::to_string(fewer));
+    if (const int64_t shorter = largest_context(n); shorter > 0)
+      ways.push_back("--ctx-size " + std::to_string(shorter));
     if (ways.empty()) return "-ngl 0 runs it on the CPU";
     return ways.front() + (ways.size() > 1 ? " or " + ways.back() : "") + " would fit";
   }
@@ -160,6 +166,11 @@ std::string why_not_more(const ModelBytes& model, std::span<const GpuMemory> gpu
   const Planner planner(model, gpus, request);
   const int n = placement.n_gpu_layers() + 1;
   return n > planner.most() ? std::string() : planner.lack(n);
+}
+
+int64_t context_for_all(const ModelBytes& model, std::span<const GpuMemory> gpus, const PlacementRequest& request) {
+  const Planner planner(model, gpus, request);
+  return planner.largest_context(planner.most());
 }
 
 }  // namespace gristmill

@@ -52,4 +52,7 @@ Placement place_layers(const ModelBytes& model, std::span<const GpuMemory> gpus,
 std::string why_not_more(const ModelBytes& model, std::span<const GpuMemory> gpus, const PlacementRequest& request,
                          const Placement& placement);
 
+// The longest context, at most model.n_ctx, with which all layers and the output fit; 0 where none does.
+int64_t context_for_all(const ModelBytes& model, std::span<const GpuMemory> gpus, const PlacementRequest& request);
+
 }  // namespace gristmill

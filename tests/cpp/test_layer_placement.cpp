@@ -121,6 +121,10 @@ void check_why_not_more() {
   CHECK(p.n_gpu_layers() == 2);
   expect_part(why_not_more(model, memory, {}, p),
               "cuda:0 has 3.50 GiB free and layers 2 to 3 and the output need 5.00 GiB");
+  // Four layers, embedding, output, work space and logits are 5.5 GiB; half a GiB more is a cache of 512 positions.
+  CHECK(context_for_all(model, memory, {}) == 0);
+  CHECK(context_for_all(model, gpus({5.5}), {}) == 0);
+  CHECK(context_for_all(model, gpus({6}), {}) == 512);
   const auto plenty = gpus({100});
   CHECK(why_not_more(model, plenty, {}, place_layers(model, plenty, {})).empty());
 }
