@@ -42,7 +42,7 @@ std::vector<float> run(const ModelFile& file, Backend& backend, const Sizes& siz
 
 void compare_with_cpu(const Context& c, const std::string& mix) {
   constexpr int kPrompt = 40;  // more than are multiplied as in decoding
-  constexpr int kLayers = 4;  // as few as have every format of a mix
+  constexpr int kLayers = 4;   // as few as have every format of a mix
   const ModelFile file(c.sizes, mix, kLayers, false);
   CudaBackend gpu(c.device.index);
   const std::vector<float> found = run(file, gpu, c.sizes, kPrompt);

@@ -61,7 +61,7 @@ struct Activations {
   Activations(const Context& c, int n, int64_t n_cols)
       : padded(padded_columns(n_cols)),
         x(random_floats(c, size_t(n * n_cols))),
-        scales(make_device<float>(size_t(n * padded / 32))),
+        scales(make_device<float>(size_t(n * padded / 16))),
         half_scales(make_device<float>(size_t(n))),
         planes(make_device<int8_t>(size_t(2 * n * padded))),
         sums(make_device<int32_t>(size_t(n * padded / 16))),

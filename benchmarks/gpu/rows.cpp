@@ -20,7 +20,7 @@ void bench_norm(const Context& c, int n, bool decode) {
   const int64_t n_cols = c.sizes.n_embd, padded = padded_columns(n_cols);
   const size_t size = size_t(n * n_cols);
   const auto x = random_floats(c, size), y = random_floats(c, size), weight = random_floats(c, size_t(n_cols));
-  const auto out = make_device<float>(size), scales = make_device<float>(size_t(n * padded / 32));
+  const auto out = make_device<float>(size), scales = make_device<float>(size_t(n * padded / 16));
   const auto planes = make_device<int8_t>(size_t(2 * n * padded));
   const auto sums = make_device<int32_t>(size_t(n * padded / 16));
   const auto halves = make_device<uint16_t>(size_t(prefill_rows(c.device, n) * padded));

@@ -16,7 +16,7 @@ constexpr int64_t padded_columns(int64_t n_cols) { return (n_cols + kTileColumns
 // of a B fragment of mma.m16n8k32, in its first half that of m16n8k16 for the first 16.
 struct QuantizedRows {
   int8_t* planes = nullptr;  // [n][2: hi, lo][padded]
-  float* scales = nullptr;   // [n][padded / 32]
+  float* scales = nullptr;   // [n][padded / 32][2]: the scale, and it times the sum of 128 hi + lo
   int32_t* sums = nullptr;   // [n][padded / 16], of 128 hi + lo
   int64_t padded = 0;
 };

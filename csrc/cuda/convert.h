@@ -71,14 +71,16 @@ DEVICE void store_planes(const QuantizedRows& out, int64_t row, int slot, float4
     hi[i] = (q[i] + 64) >> 7;
     lo[i] = q[i] - 128 * hi[i];
   }
-  const int sum = warp_sum<4>(q[0] + q[1] + q[2] + q[3]);
+  const int sum = warp_sum<4>(q[0] + q[1] + q[2] + q[3]), group_sum = sum + shuffle_xor(sum, 4);
   if (!there) return;
   const int in_group = slot % 8;
   int8_t* at = out.planes + 2 * row * out.padded + slot / 8 * 32 + in_group % 4 * 8 + in_group / 4 * 4;
   *reinterpret_cast<uint32_t*>(at) = pack_bytes(hi[0], hi[1], hi[2], hi[3]);
   *reinterpret_cast<uint32_t*>(at + out.padded) = pack_bytes(lo[0], lo[1], lo[2], lo[3]);
   if (in_group % 4 == 0) out.sums[row * (out.padded / 16) + slot / 4] = sum;
-  if (in_group == 0) out.scales[row * (out.padded / 32) + slot / 8] = s.scale;
+  if (in_group == 0)
+    *reinterpret_cast<float2*>(out.scales + row * (out.padded / 16) + slot / 8 * 2) =
+        float2{s.scale, s.scale * float(group_sum)};
 }
 
 DEVICE void store_halves(const HalfRows& out, int64_t row, int slot, float4 v, float inverse) {

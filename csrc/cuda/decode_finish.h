@@ -119,31 +119,34 @@ DEVICE RowGroup group_of(const DecodeWork& work, const RowTile& at) {
   return {part.first_group + head, tiles, part.first_row_tile + head * tiles};
 }
 
-// Groups that lie wholly in a block's stretch of the line: its warps count them in shared memory, many times nearer
-// than where blocks meet.
+// Groups whose row tiles are all of groups of the line that lie wholly in a block's stretch: its warps count them in
+// shared memory, many times nearer than where blocks meet.
 constexpr int kBlockGroups = kWarp;  // at most; others are counted as if they went on in another block
 struct BlockGroups {
-  unsigned* arrivals;  // [kBlockGroups]
-  int begin, end;      // the stretch
-  int first;           // group of its first row tile
+  unsigned* arrivals;      // [kBlockGroups]
+  const Stretch& stretch;  // of the block
+  int first;               // group of its first row tile
 
-  DEVICE BlockGroups(const DecodeWork& work, unsigned* shared, int begin_tile, int end_tile, int first_row_tile)
-      : arrivals(shared), begin(begin_tile), end(end_tile), first(0) {
+  DEVICE BlockGroups(const DecodeWork& work, unsigned* shared, const Stretch& of_block)
+      : arrivals(shared), stretch(of_block), first(0) {
     if (work.finish.kind == FinishKind::kNothing) return;
-    first = group_of(work, locate(work, first_row_tile)).index;
+    first = group_of(work, locate(work, work.line.groups.begin(stretch.first.group))).index;
     if (threadIdx.x < unsigned(kBlockGroups)) arrivals[threadIdx.x] = 0;
     sync_block();
   }
   DEVICE bool has(const DecodeWork& work, const RowGroup& g) const {
-    return g.first >= 0 && g.index - first < kBlockGroups && g.first * work.column_tiles >= begin &&
-           (g.first + g.tiles) * work.column_tiles <= end;
+    const DecodeLine& line = work.line;
+    return g.first >= 0 && g.index - first < kBlockGroups &&
+           line.group_begin(line.groups.of(g.first)) >= stretch.begin &&
+           line.group_begin(line.groups.of(g.first + g.tiles - 1) + 1) <= stretch.end;
   }
 };
 
 // What finishing reads and the kernel ahead does not write, on its way to L2 while that one ends: weights have driven
-// out everything since it was last read. By every warp, for the row tiles that it has.
-DEVICE void prefetch_finish(const DecodeWork& work, int first_row_tile, int end_row_tile) {
-  for (int row_tile = first_row_tile + lane_id(); row_tile < end_row_tile; row_tile += kWarp) {
+// out everything since it was last read. By every warp, for row tiles of the stretch's groups that no other warp takes.
+DEVICE void prefetch_finish(const DecodeWork& work, const Stretch& stretch) {
+  const int first = work.line.groups.begin(stretch.first.group), end = work.line.groups.begin(stretch.last.group + 1);
+  for (int row_tile = first + int(threadIdx.x); row_tile < end; row_tile += int(blockDim.x)) {
     const RowTile at = locate(work, row_tile);
     const DecodePart& part = work.parts[at.part];
     if (part.bias) prefetch(part.bias + int64_t(at.index) * kTileRows);

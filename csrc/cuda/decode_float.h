@@ -34,26 +34,18 @@ class FloatSums {
   }
 
   DEVICE void add(const DecodeWork& work, const std::byte* tile, const Inputs& inputs) {
-    const int lane = lane_id(), g = lane / 4, t = lane % 4;
     const int64_t column = int64_t(inputs.column_tile) * kTileColumns;
-    const bool whole = column + kTileColumns <= work.n_cols && work.n_cols % 4 == 0;
-    const int n_steps = int((work.n_cols - column + kStep - 1) / kStep);
-    for (int step = 0; step < (n_steps < kTileColumns / kStep ? n_steps : kTileColumns / kStep); ++step) {
-      float w[2][4];
-      load_weights(tile, g, t, lane, step, w);
-      const int64_t at = column + step * kStep + (kF32 ? 4 * t : 2 * t);
-      UNROLL
-      for (int token = 0; token < kTokens; ++token) {
-        if (token >= work.n) break;
-        float x[4];
-        load_activations(work.floats + token * work.n_cols, at, work.n_cols, whole, x);
+    if (column + kTileColumns <= work.n_cols && work.n_cols % 4 == 0) {
+      // Several steps' loads are under way together.
+      constexpr int kAtOnce = kTokens == 1 ? 4 : kTokens <= 4 ? 2 : 1;
+      for (int step = 0; step < kTileColumns / kStep; step += kAtOnce) {
         UNROLL
-        for (int row = 0; row < 2; ++row) {
-          float& acc = acc_[row * kTokens + token];
-          UNROLL
-          for (int j = 0; j < 4; ++j) acc = fmaf(w[row][j], x[j], acc);
-        }
+        for (int i = 0; i < kAtOnce; ++i) add_step<true>(work, tile, column, step + i);
       }
+    } else {
+      const int n_steps = int((work.n_cols - column + kStep - 1) / kStep);
+      for (int step = 0; step < (n_steps < kTileColumns / kStep ? n_steps : kTileColumns / kStep); ++step)
+        add_step<false>(work, tile, column, step);
     }
   }
 
@@ -70,6 +62,27 @@ class FloatSums {
   }
 
  private:
+  // whole: the tile has no column beyond the matrix, and rows of activations are aligned.
+  template <bool whole>
+  DEVICE void add_step(const DecodeWork& work, const std::byte* tile, int64_t column, int step) {
+    const int lane = lane_id(), g = lane / 4, t = lane % 4;
+    float w[2][4];
+    load_weights(tile, g, t, lane, step, w);
+    const int64_t at = column + step * kStep + (kF32 ? 4 * t : 2 * t);
+    UNROLL
+    for (int token = 0; token < kTokens; ++token) {
+      if (token > 0 && token >= work.n) break;
+      float x[4];
+      load_activations<whole>(work.floats + token * work.n_cols, at, work.n_cols, x);
+      UNROLL
+      for (int row = 0; row < 2; ++row) {
+        float& acc = acc_[row * kTokens + token];
+        UNROLL
+        for (int j = 0; j < 4; ++j) acc = fmaf(w[row][j], x[j], acc);
+      }
+    }
+  }
+
   DEVICE static void load_weights(const std::byte* tile, int g, int t, int lane, int step, float (&w)[2][4]) {
     if constexpr (kF32) {
       UNROLL
@@ -95,8 +108,9 @@ class FloatSums {
     }
   }
 
-  DEVICE static void load_activations(const float* x, int64_t at, int64_t n_cols, bool whole, float (&v)[4]) {
-    if (whole) {
+  template <bool whole>
+  DEVICE static void load_activations(const float* x, int64_t at, int64_t n_cols, float (&v)[4]) {
+    if constexpr (whole) {
       if constexpr (kF32) {
         const float4 a = *reinterpret_cast<const float4*>(x + at);
         v[0] = a.x;

@@ -12,6 +12,7 @@
 //   9 to 32    the same for each eight tokens, the weights' codes and scales being unpacked once
 #pragma once
 
+#include "cuda/decode_staging.h"
 #include "cuda/decode_work.h"
 #include "cuda/device/mma.h"
 #include "cuda/tile_codes.h"
@@ -32,25 +33,27 @@ DEVICE void multiply_group(int (&d)[kHalves][4], const uint32_t (&a)[4], const u
   }
 }
 
-// sum + what a group adds: hi and lo are products with the planes, codes the sum of the token's integers, factor that
-// of the weights' codes. The joined product stays below 2^28 in magnitude; where the factor is 16 its low four bits are
-// zeros, so that neither it nor the scale's sixteenth loses any bit.
+// sum + what a group adds: hi and lo are products with the planes, codes the sum of the token's integers, token its
+// scale and that times the sum of the 32 (activations.h), factor that of the weights' codes. The joined product stays
+// below 2^28 in magnitude; where the factor is 16 its low four bits are zeros, so that neither it nor the scale's
+// sixteenth loses any bit.
 template <TypeId id>
-DEVICE float add_group(int hi, int lo, int codes, float token_scale, const GroupScale& w, int factor, float sum) {
+DEVICE float add_group(int hi, int lo, int codes, float2 token, const GroupScale& w, int factor, float sum) {
   using Traits = CodeTraits<id>;
   int product = 128 * hi + lo;
   if (Traits::kZero != 0) product -= Traits::kZero * factor * codes;
-  sum = fmaf(w.scale * (1.0f / float(factor)) * token_scale, float(product), sum);
-  if (Traits::kHasMin) sum = fmaf(w.min, token_scale * float(codes), sum);
+  sum = fmaf(w.scale * (1.0f / float(factor)) * token.x, float(product), sum);
+  if (Traits::kHasMin) sum = fmaf(w.min, Traits::kGroup == 32 ? token.y : token.x * float(codes), sum);
   return sum;
 }
 
 template <TypeId id>
 constexpr int kGroupHalves = CodeTraits<id>::kGroup == 16 ? 2 : 1;
 template <TypeId id>
-constexpr bool kReadsSums = CodeTraits<id>::kZero != 0 || CodeTraits<id>::kHasMin;
+constexpr bool kReadsSums = CodeTraits<id>::kZero != 0 || (CodeTraits<id>::kHasMin && CodeTraits<id>::kGroup == 16);
 
-template <TypeId id, int kTokens>
+// Rows: where activations lie, GlobalRows or StagedRows.
+template <TypeId id, int kTokens, class Rows = GlobalRows>
 class IntegerSums {
   static constexpr int kHalves = kGroupHalves<id>;
   static constexpr int kPlanes = kTokens >= 8 ? 2 : 1;   // products of a group
@@ -60,26 +63,32 @@ class IntegerSums {
 
  public:
   // Where the lane's activations of a column tile lie, of the first block. Tokens that it has not have the last one's:
-  // their sums go nowhere, and loads need no condition. Blocks of eight
-  // tokens behind the first check that the token is there.
+  // their sums go nowhere, and loads need no condition. From global memory, blocks of eight tokens behind the first
+  // check that the token is there.
   struct Inputs {
     const int8_t* planes;  // column g of B is one plane of one token; planes of a token follow each other
     const float* scales[kOwn];
     const int32_t* totals[kOwn];
   };
+  // Of activations whose first column tile lies there.
+  DEVICE static Inputs inputs_at(const DecodeWork& work, const int8_t* planes, const float* scales,
+                                 const int32_t* sums) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+    const int plane = kPlanes == 2 ? 2 * token_of(work, g) : 2 * token_of(work, g / 2) + g % 2;
+    Inputs at{planes + plane * Rows::plane(work) + 8 * t, {}, {}};
+    UNROLL
+    for (int own = 0; own < kOwn; ++own) {
+      const int token = token_of(work, kOwn * t + own);
+      at.scales[own] = scales + token * Rows::scales(work);
+      at.totals[own] = sums + token * Rows::sums(work);
+    }
+    return at;
+  }
   class Cursor {
    public:
     DEVICE Cursor(const DecodeWork& work, int column_tile) {
-      const int g = lane_id() / 4, t = lane_id() % 4;
       const int64_t column = int64_t(column_tile) * kTileColumns;
-      const int plane = kPlanes == 2 ? 2 * token_of(work, g) : 2 * token_of(work, g / 2) + g % 2;
-      at_.planes = work.planes + plane * work.padded + column + 8 * t;
-      UNROLL
-      for (int own = 0; own < kOwn; ++own) {
-        const int64_t first = token_of(work, kOwn * t + own) * work.padded + column;
-        at_.scales[own] = work.scales + first / 32;
-        at_.totals[own] = work.sums + first / 16;
-      }
+      at_ = inputs_at(work, work.planes + column, work.scales + column / 16, work.sums + column / 16);
     }
     // Of this column tile; then the cursor is at the next one.
     DEVICE Inputs next() {
@@ -87,14 +96,13 @@ class IntegerSums {
       at_.planes += kTileColumns;
       UNROLL
       for (int own = 0; own < kOwn; ++own) {
-        at_.scales[own] += kTileColumns / 32;
+        at_.scales[own] += kTileColumns / 16;
         at_.totals[own] += kTileColumns / 16;
       }
       return at;
     }
 
    private:
-    DEVICE static int token_of(const DecodeWork& work, int i) { return i < work.n ? i : work.n - 1; }
     Inputs at_;
   };
 
@@ -108,66 +116,34 @@ class IntegerSums {
 
   DEVICE void add(const DecodeWork& work, const std::byte* tile, const Inputs& inputs) {
     const int lane = lane_id(), g = lane / 4;
-    [[maybe_unused]] const int t = lane % 4;
     TileCodes<id> codes(tile, lane);
     const TileScales<id> low_row(tile, g), high_row(tile, g + 8);
     LaneActivations ahead[kOwn];
-    float pairs[kBlocks][2 * kOwn], halves[kBlocks][2 * kOwn][2];  // of two pairs each
+    float halves[2][kBlocks][2 * kOwn];  // of two pairs each
     UNROLL
-    for (int group = 0; group < kTileColumns / 32; ++group) {
-      uint32_t a[4];
-      codes.product_fragment(group, a);
-      GroupScale low[kHalves], high[kHalves];
+    for (int pair = 0; pair < kGroups / 2; ++pair) {
+      // Their weights stay in registers, and blocks of tokens take turns with them.
+      GroupWeights w[2];
       UNROLL
-      for (int half = 0; half < kHalves; ++half) {
-        low[half] = low_row.at(group * kHalves + half);
-        high[half] = high_row.at(group * kHalves + half);
+      for (int odd = 0; odd < 2; ++odd) {
+        const int group = 2 * pair + odd;
+        codes.product_fragment(group, w[odd].a);
+        UNROLL
+        for (int half = 0; half < kHalves; ++half) {
+          w[odd].scales[0][half] = low_row.at(group * kHalves + half);
+          w[odd].scales[1][half] = high_row.at(group * kHalves + half);
+        }
       }
       UNROLL
       for (int block = 0; block < kBlocks; ++block) {
-        const int first = block * kInBlock;
-        if (first > 0 && first >= work.n) break;
-        int d[kPlanes][kHalves][4] = {};
-        UNROLL
-        for (int p = 0; p < kPlanes; ++p) {
-          const int8_t* from = inputs.planes + (int64_t(first) * 2 + p) * work.padded + 32 * group;
-          const bool there = first == 0 || first + g < work.n;
-          multiply_group<id>(d[p], a, there ? *reinterpret_cast<const uint2*>(from) : uint2{0u, 0u});
-        }
-        UNROLL
-        for (int own = 0; own < kOwn; ++own) {
-          float scale = 0.0f;
-          int2 total{0, 0};
-          if constexpr (kBlocks == 1) {
-            ahead[own].load(inputs, own, group);
-            scale = ahead[own].scales[group % 4];
-            total = ahead[own].totals[group % 2];
-          } else if (first == 0 || first + kOwn * t + own < work.n) {
-            scale = inputs.scales[own][first * (work.padded / 32) + group];
-            const int32_t* from = inputs.totals[own] + first * (work.padded / 16) + 2 * group;
-            if (kReadsSums<id>) total = *reinterpret_cast<const int2*>(from);
-          }
-          UNROLL
-          for (int row = 0; row < 2; ++row) {
-            float& sum = pairs[block][row * kOwn + own];
-            if (group % 2 == 0) sum = 0.0f;
-            UNROLL
-            for (int half = 0; half < kHalves; ++half) {
-              // With one product the planes are neighbouring columns, else they have the lane's tokens side by side.
-              const int hi = kPlanes == 1 ? d[0][half][2 * row] : d[0][half][2 * row + own];
-              const int lo = kPlanes == 1 ? d[0][half][2 * row + 1] : d[kPlanes - 1][half][2 * row + own];
-              const int integers = kHalves == 1 ? total.x + total.y : half == 0 ? total.x : total.y;
-              sum = add_group<id>(hi, lo, integers, scale, row == 0 ? low[half] : high[half], code_factor<id>(group),
-                                  sum);
-            }
-          }
-        }
-        if (group % 2 == 0) continue;
+        if (block > 0 && block * kInBlock >= work.n) break;
+        float sums[2 * kOwn];
+        multiply_pair(work, inputs, block, pair, w, ahead, sums);
         UNROLL
         for (int i = 0; i < 2 * kOwn; ++i) {
-          float& half = halves[block][i][group / 4];
-          half = group % 4 == 1 ? pairs[block][i] : half + pairs[block][i];
-          if (group == 7) acc_[block][i] += halves[block][i][0] + halves[block][i][1];
+          float& half = halves[pair / 2][block][i];
+          half = pair % 2 == 0 ? sums[i] : half + sums[i];
+          if (pair == 3) acc_[block][i] += halves[0][block][i] + halves[1][block][i];
         }
       }
     }
@@ -185,39 +161,91 @@ class IntegerSums {
   }
 
  private:
-  // What one of the lane's tokens has for the group at hand, read for four groups (two of the sums) at a time.
+  static constexpr int kGroups = kTileColumns / 32;
+  // Of a group of 32 columns: codes as an A fragment, scales of rows g and g + 8.
+  struct GroupWeights {
+    uint32_t a[4];
+    GroupScale scales[2][kHalves];
+  };
+
+  // What one of the lane's tokens has for the group at hand, read for several groups (two of the sums) at a time.
   struct LaneActivations {
-    float scales[4] = {};
+    static constexpr int kAhead = kBlocks == 1 ? 4 : 2;
+    float2 scales[kAhead] = {};
     int2 totals[2] = {};
 
-    DEVICE void load(const Inputs& inputs, int own, int group) {
-      if (group % 4 == 0) {
-        const float4 v = *reinterpret_cast<const float4*>(inputs.scales[own] + group);
-        scales[0] = v.x;
-        scales[1] = v.y;
-        scales[2] = v.z;
-        scales[3] = v.w;
+    DEVICE void load(const float* of_groups, const int32_t* of_halves, int group) {
+      if (group % kAhead == 0) {
+        UNROLL
+        for (int i = 0; i < kAhead; i += 2) {
+          const float4 v = *reinterpret_cast<const float4*>(of_groups + 2 * (group + i));
+          scales[i] = {v.x, v.y};
+          scales[i + 1] = {v.z, v.w};
+        }
       }
       if (kReadsSums<id> && group % 2 == 0) {
-        const int4 v = *reinterpret_cast<const int4*>(inputs.totals[own] + 2 * group);
+        const int4 v = *reinterpret_cast<const int4*>(of_halves + 2 * group);
         totals[0] = {v.x, v.y};
         totals[1] = {v.z, v.w};
       }
     }
   };
 
+  // The sums of a pair of groups for a block of tokens.
+  DEVICE void multiply_pair(const DecodeWork& work, const Inputs& inputs, int block, int pair,
+                            const GroupWeights (&w)[2], LaneActivations (&ahead)[kOwn], float (&sums)[2 * kOwn]) {
+    const int g = lane_id() / 4, t = lane_id() % 4, first = block * kInBlock;
+    UNROLL
+    for (int i = 0; i < 2 * kOwn; ++i) sums[i] = 0.0f;
+    UNROLL
+    for (int odd = 0; odd < 2; ++odd) {
+      const int group = 2 * pair + odd;
+      int d[kPlanes][kHalves][4] = {};
+      UNROLL
+      for (int p = 0; p < kPlanes; ++p) {
+        const int8_t* from = inputs.planes + (first * 2 + p) * Rows::plane(work) + 32 * group;
+        const bool there = first == 0 || Rows::kWholeBlocks || first + g < work.n;
+        multiply_group<id>(d[p], w[odd].a, there ? *reinterpret_cast<const uint2*>(from) : uint2{0u, 0u});
+      }
+      UNROLL
+      for (int own = 0; own < kOwn; ++own) {
+        if (first == 0 || Rows::kWholeBlocks || first + kOwn * t + own < work.n)
+          ahead[own].load(inputs.scales[own] + first * Rows::scales(work),
+                          inputs.totals[own] + first * Rows::sums(work), group);
+        const float2 scale = ahead[own].scales[group % LaneActivations::kAhead];
+        const int2 total = ahead[own].totals[odd];
+        UNROLL
+        for (int row = 0; row < 2; ++row) {
+          float& sum = sums[row * kOwn + own];
+          UNROLL
+          for (int half = 0; half < kHalves; ++half) {
+            // With one product the planes are neighbouring columns, else they have the lane's tokens side by side.
+            const int hi = kPlanes == 1 ? d[0][half][2 * row] : d[0][half][2 * row + own];
+            const int lo = kPlanes == 1 ? d[0][half][2 * row + 1] : d[kPlanes - 1][half][2 * row + own];
+            const int integers = kHalves == 1 ? total.x + total.y : half == 0 ? total.x : total.y;
+            sum = add_group<id>(hi, lo, integers, scale, w[odd].scales[row][half], code_factor<id>(group), sum);
+          }
+        }
+      }
+    }
+  }
+
+  DEVICE static int token_of(const DecodeWork& work, int i) {
+    return Rows::kWholeBlocks || i < work.n ? i : work.n - 1;
+  }
+
   float acc_[kBlocks][2 * kOwn];  // [eight tokens][row g, g + 8][own tokens]
 };
 
 // One token.
 template <TypeId id>
-class IntegerSums<id, 1> {
+class IntegerSums<id, 1, GlobalRows> {
   static constexpr int kHalves = kGroupHalves<id>;
 
  public:
   struct Inputs {
     uint2 b[2];    // of the groups of pair g / 2, plane g % 2
-    float2 scale;  // of the groups of pair t
+    float4 scale;  // of the groups of pair t
     int4 totals;
   };
   class Cursor {
@@ -226,17 +254,17 @@ class IntegerSums<id, 1> {
       const int g = lane_id() / 4, t = lane_id() % 4;
       const int64_t column = int64_t(column_tile) * kTileColumns;
       plane_ = work.planes + g % 2 * work.padded + column + g / 2 * 64 + 8 * t;
-      scales_ = work.scales + column / 32 + 2 * t;
+      scales_ = work.scales + column / 16 + 4 * t;
       sums_ = work.sums + column / 16 + 4 * t;
     }
     // Loads what belongs to this column tile; then the cursor is at the next one.
     DEVICE Inputs next() {
       Inputs in{{*reinterpret_cast<const uint2*>(plane_), *reinterpret_cast<const uint2*>(plane_ + 32)},
-                *reinterpret_cast<const float2*>(scales_),
+                *reinterpret_cast<const float4*>(scales_),
                 {0, 0, 0, 0}};
       if (kReadsSums<id>) in.totals = *reinterpret_cast<const int4*>(sums_);
       plane_ += kTileColumns;
-      scales_ += kTileColumns / 32;
+      scales_ += kTileColumns / 16;
       sums_ += kTileColumns / 16;
       return in;
     }
@@ -273,7 +301,8 @@ class IntegerSums<id, 1> {
         for (int half = 0; half < kHalves; ++half) {
           const int integers = kHalves == 1 ? first + second : half == 0 ? first : second;
           sum = add_group<id>(d[odd][half][2 * row], d[odd][half][2 * row + 1], integers,
-                              odd == 0 ? in.scale.x : in.scale.y, w[odd * kHalves + half], code_factor<id>(odd), sum);
+                              odd == 0 ? float2{in.scale.x, in.scale.y} : float2{in.scale.z, in.scale.w},
+                              w[odd * kHalves + half], code_factor<id>(odd), sum);
         }
       }
       sum += shuffle_xor(sum, 1);

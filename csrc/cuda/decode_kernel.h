@@ -9,6 +9,7 @@
 #include "cuda/decode_finish.h"
 #include "cuda/decode_float.h"
 #include "cuda/decode_integer.h"
+#include "cuda/decode_line.h"
 #include "cuda/decode_work.h"
 #include "cuda/tile_layout.h"
 
@@ -18,20 +19,24 @@ namespace gristmill::cuda {
 template <TypeId id>
 void launch_decode(const DecodeWork& work, const DeviceInfo& device, bool dependent, Stream stream);
 
-// How many shares a warp takes: many tokens have many sums, and eight (four where groups are 16 weights) do not fit the
-// 128 registers that sixteen warps leave each thread.
+// How many rows of a group a warp takes: many tokens have many sums, and eight (four where groups are 16 weights) do
+// not fit the 128 registers that sixteen warps leave each thread.
 template <TypeId id, int kTokens>
-constexpr int kWarpShares =
+constexpr int kWarpRows =
     kTokens > 8 || (Tile<id>::kQuantized && kTokens > (CodeTraits<id>::kGroup == 16 ? 1 : 4)) ? 2 : 1;
 
-// Of a block. Where an SM has room for two, the next kernel's first copies begin beside this one's last sums.
+// Of a group. Where an SM has room for two blocks, the next kernel's first copies begin beside this one's last sums.
 template <int kResident>
-constexpr int kMostShares = kResident == 2 ? 12 : kDecodeShares;
+constexpr int kMostRows = kResident == 2 ? 12 : kDecodeShares;
 // Formats whose sums of one token fit the 80 registers that two blocks of twelve warps leave each thread on sm_90; the
 // others spill there (check_kernels.py), or are floats. Without bulk copies Q4_0 and Q4_K spill too.
 template <TypeId id>
 constexpr bool kFitsTwice = id == TypeId::Q4_0 || id == TypeId::Q5_0 || id == TypeId::Q8_0 || id == TypeId::Q4_K ||
                             id == TypeId::Q5_K || id == TypeId::IQ4_NL || id == TypeId::IQ4_XS;
+
+// Warps that bring activations of many tokens to shared memory for the others.
+template <TypeId id, int kTokens, bool kBulk>
+constexpr int kStagingWarps = kBulk && Tile<id>::kQuantized && kTokens >= 8 ? 1 : 0;
 
 template <TypeId id>
 constexpr int kStageBytes = (Tile<id>::kTileBytes + 127) / 128 * 128;
@@ -40,11 +45,10 @@ template <TypeId id>
 constexpr int kStages = Tile<id>::kTileBytes > 8192 ? 2 : 3;
 template <int kTokens>
 constexpr int kSlotFloats = kTileRows * kTokens;
-// Of one warp: stages, barriers; of one share: two slots for row tiles that it has not whole.
+// Of one warp: stages, barriers.
 template <TypeId id>
 constexpr int kStreamBytes = kStages<id> * kStageBytes<id> + 128;
-template <int kTokens>
-constexpr int kShareBytes = 2 * kSlotFloats<kTokens> * int(sizeof(float));
+constexpr int kCounterBytes = kBlockGroups * sizeof(unsigned);
 
 // Row `row` of a row tile for one token.
 DEVICE void write_result(const DecodeWork& work, int row_tile, int row, int token, float value) {
@@ -54,16 +58,15 @@ DEVICE void write_result(const DecodeWork& work, int row_tile, int row, int toke
   if (r < part.n_rows && token < work.n) part.y[token * part.n_rows + r] = part.bias ? value + part.bias[r] : value;
 }
 
-// Tiles on their way to one warp, `count` of them from (row_tile, column) on: wait() for the next, read it, refill().
+// The tiles of a warp's runs on their way to it: wait() for the next, read it, refill().
 template <TypeId id, bool kBulk>
 class TileStream {
  public:
-  DEVICE TileStream(const DecodeWork& work, std::byte* memory, int row_tile, int column, int count)
+  DEVICE TileStream(const DecodeWork& work, std::byte* memory, const Runs& runs)
       : work_(work),
         stages_(memory),
         full_(reinterpret_cast<uint64_t*>(memory + kStages<id> * kStageBytes<id>)),
-        row_tile_(row_tile),
-        left_(count) {
+        runs_(runs) {
     if constexpr (kBulk) {
       if (lane_id() == 0) {
         for (int i = 0; i < kStages<id>; ++i) barrier_init(full_ + i, 1);
@@ -71,7 +74,7 @@ class TileStream {
       }
       sync_warp();
     }
-    if (left_ > 0) start_row(column);
+    start_run();
     for (int i = 0; i < kStages<id>; ++i) {
       issue();
       next_stage();
@@ -98,16 +101,17 @@ class TileStream {
   }
 
  private:
-  DEVICE void start_row(int column) {
-    const RowTile at = locate(work_, row_tile_);
-    next_ = work_.parts[at.part].tiles + (int64_t(at.index) * work_.column_tiles + column) * Tile<id>::kTileBytes;
-    in_row_ = work_.column_tiles - column < left_ ? work_.column_tiles - column : left_;
-    left_ -= in_row_;
+  DEVICE void start_run() {
+    if (!runs_.next()) return;
+    const Run& run = runs_.at();
+    const RowTile at = locate(work_, work_.line.row_tile(run.group, run.row));
+    next_ = work_.parts[at.part].tiles + (int64_t(at.index) * work_.column_tiles + run.begin) * Tile<id>::kTileBytes;
+    in_run_ = run.end - run.begin;
   }
 
   DEVICE void issue() {
     constexpr int kBytes = Tile<id>::kTileBytes;
-    if (in_row_ > 0) {
+    if (in_run_ > 0) {
       std::byte* to = stages_ + stage_ * kStageBytes<id>;
       if constexpr (kBulk) {
         if (lane_id() == 0) {
@@ -118,10 +122,7 @@ class TileStream {
         for (int i = lane_id() * 16; i < kBytes; i += kWarp * 16) copy_async16(to + i, next_ + i, 16, first_to_go());
       }
       next_ += kBytes;
-      if (--in_row_ == 0 && left_ > 0) {
-        ++row_tile_;
-        start_row(0);
-      }
+      if (--in_run_ == 0) start_run();
     }
     if constexpr (!kBulk) commit_copies();
   }
@@ -136,9 +137,8 @@ class TileStream {
   std::byte* stages_;
   uint64_t* full_;
   const std::byte* next_ = nullptr;
-  int row_tile_;         // of the next copy
-  int in_row_ = 0;       // tiles to be copied of that row tile
-  int left_;             // and of those behind it
+  Runs runs_;            // at the next copy's
+  int in_run_ = 0;       // tiles to be copied of that run
   int stage_ = 0;        // that is read next and then filled
   unsigned parity_ = 0;  // of its barrier
 };
@@ -146,138 +146,139 @@ class TileStream {
 template <TypeId id, int kTokens>
 using Sums = std::conditional_t<Tile<id>::kQuantized, IntegerSums<id, kTokens>, FloatSums<id, kTokens>>;
 
-// Of the two slots of a block or a share that begins at tile `begin`: the one for a row tile that it has a part of.
-DEVICE int slot_of(int begin, int row_begin) { return begin >= row_begin ? 0 : 1; }
-
-// A block's place on the line of tiles, and its slots in shared memory.
+// Where a block's sums of a row of a group are that it has not whole: as its first group, or as its last.
 template <int kTokens>
-struct Stretch {
-  int begin, end;
-  EqualParts shares;
-  int n_shares;
-  float* slots;
-
-  DEVICE int share_begin(int share) const { return begin + shares.begin(share); }
-  // The share that holds a tile of the block. All lanes of the warp call it.
-  DEVICE int share_of(int tile) const {
-    const bool before = lane_id() < n_shares && share_begin(lane_id()) <= tile;
-    return int(count_bits(warp_ballot(before))) - 1;
-  }
-  // What a share has of the row tile that begins at row_begin.
-  DEVICE float* slot(int share, int row_begin) const {
-    return slots + (2 * share + slot_of(share_begin(share), row_begin)) * kSlotFloats<kTokens>;
-  }
-};
+DEVICE float* partial_of(const DecodeWork& work, int block, int group, int row) {
+  const int slot = work.line.blocks.begin(block) >= work.line.group_begin(group) ? 0 : 1;
+  return work.partials + (int64_t(2 * block + slot) * kDecodeShares + row) * kSlotFloats<kTokens>;
+}
 
 // What blocks first to last have of element e of a row tile, in order.
 template <int kTokens>
-DEVICE float sum_blocks(const DecodeWork& work, int first, int last, int row_begin, int e) {
+DEVICE float sum_blocks(const DecodeWork& work, int first, int last, int group, int row, int e) {
   constexpr int kAtOnce = 4;  // loads that wait for L2 together
   float sum = 0.0f;
   for (int block = first; block <= last; block += kAtOnce) {
     float v[kAtOnce];
     UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int slot = 2 * (block + i) + slot_of(work.blocks.begin(block + i), row_begin);
-      v[i] = block + i <= last ? load_coherent(work.partials + int64_t(slot) * kSlotFloats<kTokens> + e) : 0.0f;
-    }
+    for (int i = 0; i < kAtOnce; ++i)
+      v[i] = block + i <= last ? load_coherent(partial_of<kTokens>(work, block + i, group, row) + e) : 0.0f;
     UNROLL
     for (int i = 0; i < kAtOnce; ++i) sum += v[i];
   }
   return sum;
 }
 
-// Row tiles that several shares have, of this block or of others: one warp sums each.
-template <int kTokens>
-DEVICE void join_row_tiles(const DecodeWork& work, const Stretch<kTokens>& s, const BlockGroups& groups,
-                           int first_row_tile) {
-  const int n_warps = int(blockDim.x) / kWarp, width = work.column_tiles;
-  for (int row_tile = first_row_tile + warp_id(); row_tile * width < s.end; row_tile += n_warps) {
-    const int row_begin = row_tile * width, row_end = row_begin + width;
-    const int here_begin = row_begin > s.begin ? row_begin : s.begin, here_end = row_end < s.end ? row_end : s.end;
-    const int first = s.share_of(here_begin), last = s.share_of(here_end - 1);
-    const bool whole = here_begin == row_begin && here_end == row_end;
-    if (first == last && whole) continue;  // written already
-    const int block = int(blockIdx.x);
-    float* own = work.partials + int64_t(2 * block + slot_of(s.begin, row_begin)) * kSlotFloats<kTokens>;
-    for (int e = lane_id(); e < kSlotFloats<kTokens>; e += kWarp) {
-      float sum = 0.0f;
-      for (int share = first; share <= last; ++share) sum += s.slot(share, row_begin)[e];
-      if (whole) {
-        write_result(work, row_tile, e / kTokens, e % kTokens, sum);
-      } else {
-        own[e] = sum;
-      }
-    }
-    if (!whole) {
-      const int first_block = here_begin == row_begin ? block : work.blocks.of(row_begin);
-      const int last_block = here_end == row_end ? block : work.blocks.of(row_end - 1);
-      if (!arrives_last(work.counters + row_tile, last_block - first_block + 1)) continue;
-      for (int e = lane_id(); e < kSlotFloats<kTokens>; e += kWarp)
-        write_result(work, row_tile, e / kTokens, e % kTokens,
-                     sum_blocks<kTokens>(work, first_block, last_block, row_begin, e));
-    }
-    finish_row_tile<kTokens>(work, groups, row_tile);
+// A warp's sums of a run, to where they belong: into y where they are the whole row tile's, or where this is the last
+// block to come to it, which adds them up.
+template <int kTokens, class S>
+DEVICE void bring_sums(const DecodeWork& work, const BlockGroups& groups, const Run& run, const S& sums) {
+  const int row_tile = work.line.row_tile(run.group, run.row);
+  if (run.begin == 0 && run.end == work.column_tiles) {
+    sums.take([&](int row, int token, float value) { write_result(work, row_tile, row, token, value); });
+  } else {
+    float* const own = partial_of<kTokens>(work, int(blockIdx.x), run.group, run.row);
+    sums.take([&](int row, int token, float value) { own[row * kTokens + token] = value; });
+    const int first = work.line.first_block(run.group, run.row), last = work.line.last_block(run.group, run.row);
+    if (!arrives_last(work.counters + row_tile, last - first + 1)) return;
+    for (int e = lane_id(); e < kSlotFloats<kTokens>; e += kWarp)
+      write_result(work, row_tile, e / kTokens, e % kTokens,
+                   sum_blocks<kTokens>(work, first, last, run.group, run.row, e));
   }
+  finish_row_tile<kTokens>(work, groups, row_tile);
+}
+
+// Each warp for itself: activations come from L2, or from L1 where another one has read them.
+template <TypeId id, int kTokens, bool kBulk>
+DEVICE void multiply_runs(const DecodeWork& work, const BlockGroups& groups, TileStream<id, kBulk>& stream, Runs runs) {
+  while (runs.next()) {
+    const Run& run = runs.at();
+    Sums<id, kTokens> sums;
+    sums.clear();
+    typename Sums<id, kTokens>::Cursor cursor(work, run.begin);
+    for (int column = run.begin; column < run.end; ++column) {
+      const auto inputs = cursor.next();
+      sums.add(work, stream.wait(), inputs);
+      stream.refill();
+    }
+    bring_sums<kTokens>(work, groups, run, sums);
+    sync_warp();  // lanes part on the way, and the next products want them together
+  }
+}
+
+// f(group, its first row of as many as there are warps, begin, end) for all column tiles that some warp has.
+template <class F>
+DEVICE void for_each_pass(const DecodeWork& work, const Stretch& s, int n_warps, F&& f) {
+  for (int group = s.first.group; group <= s.last.group; ++group) {
+    const int begin = group == s.first.group ? s.first.column : 0;
+    const int end = group == s.last.group ? s.last.column + 1 : work.column_tiles;
+    for (int row = 0; row < work.line.groups.size(group); row += n_warps) f(group, row, begin, end);
+  }
+}
+
+// All warps together, activations from shared memory.
+template <TypeId id, int kTokens, bool kBulk>
+DEVICE void multiply_staged(const DecodeWork& work, const BlockGroups& groups, TileStream<id, kBulk>& stream,
+                            ActivationStages<kTokens>& stages, int n_warps) {
+  using StagedSums = IntegerSums<id, kTokens, StagedRows>;
+  using Stage = StageOf<kTokens>;
+  for_each_pass(work, groups.stretch, n_warps, [&](int group, int row, int begin, int end) {
+    row += warp_id();
+    Run run{group, row, 0, 0};
+    if (row < work.line.groups.size(group)) run = run_of(work.line, groups.stretch, group, row);
+    StagedSums sums;
+    sums.clear();
+    for (int column = begin; column < end; ++column) {
+      const std::byte* const stage = stages.wait();
+      if (column >= run.begin && column < run.end) {
+        sums.add(work, stream.wait(),
+                 StagedSums::inputs_at(work, reinterpret_cast<const int8_t*>(stage),
+                                       reinterpret_cast<const float*>(stage + Stage::kScalesAt),
+                                       reinterpret_cast<const int32_t*>(stage + Stage::kSumsAt)));
+        stream.refill();
+      }
+      stages.done();
+    }
+    if (run.begin < run.end) bring_sums<kTokens>(work, groups, run, sums);
+    sync_warp();
+  });
 }
 
 // kTokens: at least work.n. kResident: blocks that an SM has room for.
 template <TypeId id, int kTokens, bool kBulk, int kResident>
-KERNEL((kWarp * kMostShares<kResident> / kWarpShares<id, kTokens>), kResident)
+KERNEL((kWarp * (kMostRows<kResident> / kWarpRows<id, kTokens> + kStagingWarps<id, kTokens, kBulk>)), kResident)
 decode_matmul_kernel(GRID_CONSTANT DecodeWork work) {
   if constexpr (is_for_this_code<kBulk>()) {
     SMEM(std::byte, shared);
     // Once every block has said so, the kernel behind gets what room this one leaves, and waits for its end there.
     grid_dependency_launch();
-    const int n_warps = int(blockDim.x) / kWarp, block = int(blockIdx.x), width = work.column_tiles;
-    const Stretch<kTokens> stretch{work.blocks.begin(block),
-                                   work.blocks.begin(block + 1),
-                                   {work.shares.each, work.shares.rest + (block < work.blocks.rest ? 1 : 0)},
-                                   work.n_shares,
-                                   reinterpret_cast<float*>(shared + n_warps * kStreamBytes<id>)};
-    // A warp's shares follow each other: one stream of tiles.
-    const int share0 = warp_id() * kWarpShares<id, kTokens>, share1 = share0 + kWarpShares<id, kTokens>;
-    const int warp_begin = stretch.share_begin(share0);
-    const int first_row_tile = int(unsigned(stretch.begin) / unsigned(width));
-    int row_tile = int(unsigned(warp_begin) / unsigned(width)), column = warp_begin - row_tile * width;
-    const int warp_end = stretch.share_begin(share1);
-    TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, row_tile, column, warp_end - warp_begin);
-    if (warp_end > warp_begin) prefetch_finish(work, row_tile, int(unsigned(warp_end - 1) / unsigned(width)) + 1);
-    auto* const arrivals = reinterpret_cast<unsigned*>(stretch.slots + 2 * work.n_shares * kSlotFloats<kTokens>);
-    const BlockGroups groups(work, arrivals, stretch.begin, stretch.end, first_row_tile);
-    grid_dependency_wait();
-    Sums<id, kTokens> sums;
-    sums.clear();
-    typename Sums<id, kTokens>::Cursor cursor(work, column);
-    for (int share = share0; share < share1; ++share) {
-      const int begin = stretch.share_begin(share), end = stretch.share_begin(share + 1);
-      for (int i = begin; i < end;) {
-        const int n = width - column < end - i ? width - column : end - i;  // of the row tile
-        for (int j = 0; j < n; ++j) {
-          const auto inputs = cursor.next();
-          sums.add(work, stream.wait(), inputs);
-          stream.refill();
-        }
-        i += n;
-        column += n;
-        const int row_begin = row_tile * width;
-        if (row_begin >= begin && row_begin + width <= end) {
-          sums.take([&](int row, int token, float value) { write_result(work, row_tile, row, token, value); });
-          finish_row_tile<kTokens>(work, groups, row_tile);
-        } else {
-          float* slot = stretch.slot(share, row_begin);
-          sums.take([&](int row, int token, float value) { slot[row * kTokens + token] = value; });
-        }
-        sums.clear();
-        sync_warp();  // lanes part on the way, and the next products want them together
-        if (column < width) continue;
-        column = 0;
-        ++row_tile;
-        cursor = {work, column};
+    constexpr bool kStaged = kStagingWarps<id, kTokens, kBulk> > 0;
+    const int n_warps = int(blockDim.x) / kWarp - kStagingWarps<id, kTokens, kBulk>;
+    std::byte* const counters = shared + n_warps * kStreamBytes<id>;
+    const Stretch stretch(work.line, int(blockIdx.x));
+    const Runs runs(work.line, stretch, warp_id(), n_warps);
+    if constexpr (kStaged) {
+      ActivationStages<kTokens> stages(counters + kCounterBytes, work.stages, n_warps);
+      const BlockGroups groups(work, reinterpret_cast<unsigned*>(counters), stretch);
+      sync_block();
+      prefetch_finish(work, stretch);
+      if (warp_id() == n_warps) {
+        grid_dependency_wait();
+        for_each_pass(work, stretch, n_warps, [&](int, int, int begin, int end) {
+          for (int column = begin; column < end; ++column) stages.bring(work, column);
+        });
+        return;
       }
+      TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, runs);
+      grid_dependency_wait();
+      multiply_staged<id, kTokens, kBulk>(work, groups, stream, stages, n_warps);
+    } else {
+      TileStream<id, kBulk> stream(work, shared + warp_id() * kStreamBytes<id>, runs);
+      prefetch_finish(work, stretch);
+      const BlockGroups groups(work, reinterpret_cast<unsigned*>(counters), stretch);
+      grid_dependency_wait();
+      multiply_runs<id, kTokens, kBulk>(work, groups, stream, runs);
     }
-    sync_block();
-    join_row_tiles(work, stretch, groups, first_row_tile);
   } else {
     wrong_code();
   }
@@ -288,23 +289,24 @@ void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, St
   const auto bulk = decode_matmul_kernel<id, kTokens, true, 1>;
   const bool copies_bulk = device.bulk_copies() && runs_sm90_code(bulk);
   const bool twice = kFitsTwice<id> && copies_bulk && work.resident == 2;
-  // As many shares for any number of tokens, so that sums have the same parts; an even number, for warps with two.
-  constexpr int64_t kShare = std::max(kStreamBytes<id> + kShareBytes<8>,
-                                      kStreamBytes<id> / kWarpShares<id, kDecodeColumns> + kShareBytes<kDecodeColumns>);
-  constexpr int64_t kCounters = kBlockGroups * sizeof(unsigned);
   // An SM keeps 1 KiB of its memory for each block.
   const int64_t memory = twice ? device.shared_bytes_per_multiprocessor / 2 - 1024 : device.shared_bytes_per_block;
-  const int most = twice ? kMostShares<2> : kMostShares<1>;
-  const int room = int(std::min<int64_t>(most, (memory - kCounters) / kShare));
+  const int most = twice ? kMostRows<2> : kMostRows<1>;
+  // As many rows for any number of tokens, so that sums have the same parts; an even number, for warps with two.
+  const int room = int(std::min<int64_t>(most, (memory - kCounterBytes) / kStreamBytes<id>)) / 2 * 2;
   if (room < 2) throw DeviceError("[cuda] " + device.name + " has too little shared memory for decode_matmul");
-  work.n_shares = room / 2 * 2;
-  const int n_tiles = work.row_tiles * work.column_tiles, blocks = std::min(device.multiprocessors, n_tiles);
-  work.blocks = equal_parts(n_tiles, blocks);
-  work.shares = equal_parts(work.blocks.each, work.n_shares);
-  const int warps = work.n_shares / kWarpShares<id, kTokens>;
-  const size_t bytes =
-      size_t(warps) * kStreamBytes<id> + size_t(work.n_shares) * kShareBytes<kTokens> + size_t(kCounters);
-  const LaunchConfig config{{unsigned(blocks)}, {unsigned(warps * kWarp)}, bytes, stream, dependent};
+  work.line = make_line(work.row_tiles, work.column_tiles, device.multiprocessors, room);
+  const int warps = room / kWarpRows<id, kTokens>;
+  int64_t bytes = int64_t(warps) * kStreamBytes<id> + kCounterBytes, more_warps = 0;
+  if (kStagingWarps<id, kTokens, true> > 0 && copies_bulk) {
+    const int64_t left = device.shared_bytes_per_block - bytes - kStageBarriers, stage = StageOf<kTokens>::kBytes;
+    work.stages = int(std::min<int64_t>(kMostStages, left / stage));
+    if (work.stages < 1) throw DeviceError("[cuda] " + device.name + " has too little shared memory for decode_matmul");
+    bytes += work.stages * stage + kStageBarriers;
+    more_warps = 1;
+  }
+  const unsigned threads = unsigned(warps + more_warps) * kWarp;
+  const LaunchConfig config{{unsigned(work.line.n_blocks)}, {threads}, size_t(bytes), stream, dependent};
   auto kernel = copies_bulk ? bulk : decode_matmul_kernel<id, kTokens, false, 1>;
   if constexpr (kTokens == 1 && kFitsTwice<id>) {
     if (twice) kernel = decode_matmul_kernel<id, kTokens, true, 2>;

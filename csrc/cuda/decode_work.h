@@ -1,12 +1,10 @@
-// How a decode product is shared out. Its tiles in order (row tile, then column tile) are one long line; each block
-// takes an equal stretch of it, and each stretch falls into equal shares ("stream-K"): one a warp, or several one after
-// the other where many tokens leave registers for fewer warps. A row tile that lies in several shares is summed from
-// its parts in order, so a result depends on the device, the shapes and the format only, never on the number of tokens.
+// What a decode product is launched with, and how warps that share its results meet. decode_line.h has who takes what.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/activations.h"
+#include "cuda/decode_line.h"
 #include "cuda/device/memory.h"
 #include "cuda/device/warp.h"
 #include "cuda/kv_layout.h"
@@ -17,25 +15,10 @@ namespace gristmill::cuda {
 constexpr int kDecodeParts = 4;     // products in one launch
 constexpr int kDecodeColumns = 32;  // tokens at most in one launch
 
-constexpr int kDecodeShares = 16;  // of a block at most
+constexpr int kDecodeShares = 16;  // row tiles of a group at most
 
 // What the product's rows are, where that matters to what is done with them.
 enum class Role { kPlain, kQuery, kKey, kValue };
-
-// Things in a line as n parts that differ by one thing at most: the first `rest` have each + 1. Divided by the host: a
-// division takes a warp a hundred clocks, and what is ahead of the first copy or behind the last sum nothing hides.
-struct EqualParts {
-  int each, rest;
-
-  // Where part i begins, which is where part i - 1 ends; rest may be n.
-  HOST_DEVICE int begin(int i) const { return i * each + (i < rest ? i : rest); }
-  // The part that holds thing i; each is 1 at least.
-  HOST_DEVICE int of(int i) const {
-    const int larger = rest * (each + 1);
-    return i < larger ? int(unsigned(i) / unsigned(each + 1)) : rest + int(unsigned(i - larger) / unsigned(each));
-  }
-};
-inline EqualParts equal_parts(int count, int n) { return {count / n, count % n}; }
 
 struct DecodePart {
   const std::byte* tiles;
@@ -78,6 +61,7 @@ struct DecodeWork {
   int n_parts;
   bool alternate;  // row tiles of the line are taken from the two parts in turn, which are of equal size
   int row_tiles, column_tiles;
+  DecodeLine line;
   int n;  // tokens
   int64_t n_cols;
   const float* floats;
@@ -85,11 +69,9 @@ struct DecodeWork {
   const float* scales;
   const int32_t* sums;
   int64_t padded;
-  EqualParts blocks;   // of the line
-  EqualParts shares;   // of the tiles of a block that has blocks.each
-  int n_shares;        // of a block
   int resident;        // blocks an SM that one token is made for: DecodeWorkspace
-  float* partials;     // [blocks][2][16][tokens]: of the block's first and last row tile
+  int stages;          // of activations in shared memory: decode_staging.h
+  float* partials;     // [blocks][2][kDecodeShares][16][tokens]: of the block's first and last group of row tiles
   unsigned* counters;  // [row_tiles], blocks that have come to a row tile; 0 before and after
   DecodeFinish finish;
 };

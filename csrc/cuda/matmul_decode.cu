@@ -86,7 +86,7 @@ void launch_group(std::span<const DeviceProduct> products, std::span<const size_
   if (x.floats) work.floats = x.floats + first * work.n_cols;
   if (x.quantized.planes) {
     work.planes = x.quantized.planes + first * 2 * work.padded;
-    work.scales = x.quantized.scales + first * work.padded / 32;
+    work.scales = x.quantized.scales + first * work.padded / 16;
     work.sums = x.quantized.sums + first * work.padded / 16;
   }
   with_format(m.format, [&]<TypeId id>() { launch_decode<id>(work, device, dependent, stream); });
@@ -109,7 +109,7 @@ bool can_finish(std::span<const DeviceProduct> products, const Finish& finish) {
 }
 
 int64_t decode_partials(const DeviceInfo& device) {
-  return int64_t(device.multiprocessors) * 2 * kTileRows * kDecodeColumns;
+  return int64_t(device.multiprocessors) * 2 * kDecodeShares * kTileRows * kDecodeColumns;
 }
 
 int64_t decode_counters(std::span<const DeviceProduct> products) {

@@ -21,7 +21,7 @@ int64_t row_tiles(int64_t n_rows) { return (n_rows + kTileRows - 1) / kTileRows;
 
 QuantizedSizes quantized_sizes(int n, int64_t n_cols) {
   const size_t values = size_t(n) * size_t(padded_columns(n_cols));
-  return {2 * values, values / 32, values / 16};
+  return {2 * values, values / 16, values / 16};
 }
 
 HalfSizes half_sizes(const DeviceInfo& device, int n, int64_t n_cols) {

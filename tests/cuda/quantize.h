@@ -23,7 +23,7 @@ inline HostQuantized quantize(const std::vector<float>& x, int n, int64_t n_cols
   const int64_t padded = padded_columns(n_cols);
   HostQuantized q{{}, {}, {}, padded};
   q.planes.resize(size_t(n * 2 * padded));
-  q.scales.resize(size_t(n * padded / 32));
+  q.scales.resize(size_t(n * padded / 16));
   q.sums.resize(size_t(n * padded / 16));
   for (int t = 0; t < n; ++t)
     for (int64_t group = 0; group < padded / 32; ++group) {
@@ -31,7 +31,6 @@ inline HostQuantized quantize(const std::vector<float>& x, int n, int64_t n_cols
       const auto value = [&](int i) { return group * 32 + i < n_cols ? x[size_t(t * n_cols + group * 32 + i)] : 0.0f; };
       for (int i = 0; i < 32; ++i) peak = std::isnan(value(i)) ? value(i) : std::max(peak, std::fabs(value(i)));
       const cpu::ActivationScale s = cpu::activation_scale(peak);
-      q.scales[size_t(t * padded / 32 + group)] = s.scale;
       for (int i = 0; i < 32; ++i) {
         const int code = s.inverse == 0.0f ? 0 : int(std::nearbyint(value(i) * s.inverse));
         const int hi = (code + 64) >> 7, lo = code - (hi << 7);
@@ -40,6 +39,9 @@ inline HostQuantized quantize(const std::vector<float>& x, int n, int64_t n_cols
         q.planes[size_t((t * 2 + 1) * padded + at)] = int8_t(lo);
         q.sums[size_t(t * padded / 16 + group * 2 + i / 16)] += code;
       }
+      const int32_t* halves = q.sums.data() + t * padded / 16 + group * 2;
+      q.scales[size_t(t * padded / 16 + group * 2)] = s.scale;
+      q.scales[size_t(t * padded / 16 + group * 2 + 1)] = s.scale * float(halves[0] + halves[1]);
     }
   return q;
 }

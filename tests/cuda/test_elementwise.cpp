@@ -56,7 +56,7 @@ struct Outputs {
   Outputs(int n, int64_t n_cols, bool with_floats, bool with_planes, bool with_halves)
       : padded(padded_columns(n_cols)),
         floats(size_t(n * n_cols)),
-        scales(size_t(n * padded / 32)),
+        scales(size_t(n * padded / 16)),
         half_scales(static_cast<size_t>(n)),
         planes(size_t(2 * n * padded)),
         sums(size_t(n * padded / 16)),
@@ -79,8 +79,9 @@ void check_forms(const Outputs& o, int t, const float* x, int64_t n_cols, const 
       for (int j = 0; j < 32; ++j)
         if (!(std::fabs(value(i + j)) <= peak)) peak = std::isnan(peak) ? peak : std::fabs(value(i + j));
       const cpu::ActivationScale s = cpu::activation_scale(peak);
-      CHECK(same(o.scales[size_t(t * o.padded + i) / 32], s.scale), "%s: row %d, scale of %d is %g, not %g",
-            name.c_str(), t, int(i), double(o.scales[size_t(t * o.padded + i) / 32]), double(s.scale));
+      const size_t at_scale = size_t(t * o.padded + i) / 16;
+      CHECK(same(o.scales[at_scale], s.scale), "%s: row %d, scale of %d is %g, not %g", name.c_str(), t, int(i),
+            double(o.scales[at_scale]), double(s.scale));
       int sums[2] = {};
       for (int j = 0; j < 32; ++j) {
         const int q = s.inverse == 0.0f ? 0 : int(std::nearbyint(value(i + j) * s.inverse));
@@ -92,6 +93,8 @@ void check_forms(const Outputs& o, int t, const float* x, int64_t n_cols, const 
       for (int j = 0; j < 2; ++j)
         CHECK(o.sums[size_t(t * o.padded + i) / 16 + size_t(j)] == sums[j], "%s: row %d, sum of %d", name.c_str(), t,
               int(i) + 16 * j);
+      CHECK(same(o.scales[at_scale + 1], s.scale * float(sums[0] + sums[1])), "%s: row %d, scaled sum of %d",
+            name.c_str(), t, int(i));
     }
   }
   if (o.rows.halves.values) {

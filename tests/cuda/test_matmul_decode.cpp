@@ -129,6 +129,12 @@ void check_long_streams(bool bulk) {
     ++n_formats;
     check_case({f, {600}, 768}, 1);
     check_case({f, {300, 300}, 768}, 6);
+    if (f->id == TypeId::Q4_0 || f->id == TypeId::Q6_K) check_case({f, {300}, 768}, 20);
+    // Rows in seven blocks each.
+    told_multiprocessors = 7;
+    check_case({f, {40}, 2560}, 2);
+    check_case({f, {40}, 2560}, 12);
+    told_multiprocessors = 1;
   }
   CHECK(n_formats == 4, "%d formats", n_formats);
 }
