@@ -37,7 +37,7 @@ struct MatmulTask {
   int n;               // rows of x
   const float* bias;   // [w->n_rows] or nullptr
   float* y;            // [n, w->n_rows]
-  int64_t ahead = 0;   // Kernels::decode_ahead
+  int64_t ahead = 0;   // Kernels::float_ahead
 };
 using MatmulFunction = void (*)(const MatmulTask&);
 
@@ -77,9 +77,9 @@ struct Kernels {
   const char* name;
   // Rows of weights that a prefill task should take together, and what they should be a multiple of.
   int prefill_rows, panel_rows;
-  // How many bytes ahead of their use decoding asks memory for weights, float formats a multiple of it; 0 where the
-  // hardware alone runs ahead as well.
-  int64_t decode_ahead;
+  // How many bytes ahead of their use decoding asks memory for weights that are floats; 0 where the hardware alone runs
+  // ahead as well.
+  int64_t float_ahead;
   Activations activations[kPasses][kFormats];
   MatmulFunction matmul[kPasses][kFormats];  // in decoding n <= kDecodeRows
   void (*attention)(const AttentionTask&);

@@ -101,7 +101,7 @@ void CpuBackend::matmul(std::span<const Product> products, const float* x, int n
       tasks.push_back({p.weight, rows.begin, rows.end,
                        inputs[rows.product] + first / rows_at_once * a.bytes(n_cols, rows_at_once), a.bytes(n_cols, 1),
                        std::min(rows_at_once, n - first), p.bias, p.y + first * p.weight->n_rows,
-                       kernels_.decode_ahead});
+                       kernels_.float_ahead});
     }
   }
   pool_.run(int(tasks.size()), [&](int i) {

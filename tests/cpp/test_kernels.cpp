@@ -21,7 +21,7 @@ struct Case {
   const formats::FormatInfo* format;
   cpu::MatmulFunction matmul[cpu::kPasses];
   cpu::Activations activations[cpu::kPasses];
-  int64_t decode_ahead = 0;
+  int64_t float_ahead = 0;
 };
 using cpu::Pass;
 
@@ -56,7 +56,7 @@ void multiply(const Case& c, Pass pass, const Weight& w, const float* x, int n, 
   const std::byte* input = a.quantize ? quantized.data() : reinterpret_cast<const std::byte*>(x);
   const int64_t split = w.n_rows / 3;
   for (const auto& [begin, end] : {std::pair{split, w.n_rows}, {int64_t(0), split}}) {
-    c.matmul[int(pass)]({&w, begin, end, input, stride, n, bias, y, c.decode_ahead});
+    c.matmul[int(pass)]({&w, begin, end, input, stride, n, bias, y, c.float_ahead});
     if (begin > 0)
       for (int t = 0; t < n; ++t)
         for (int64_t r = 0; r < begin; ++r)
@@ -191,7 +191,7 @@ void check_isa(const std::string& isa) {
   for (const auto* f = formats::begin_formats(); f != formats::end_formats(); ++f) {
     const int i = cpu::format_index(f);
     Case c = case_of(isa + " " + std::string(f->name), *f, kernels.matmul, i, kernels.activations, i);
-    c.decode_ahead = kernels.decode_ahead;
+    c.float_ahead = kernels.float_ahead;
     check_all_shapes(c);
     // One for each number of planes that weights and activations are made of.
     if (f->name == "Q4_0" || f->name == "F16" || f->name == "BF16") check_blocks(c);

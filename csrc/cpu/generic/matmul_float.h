@@ -30,10 +30,8 @@ inline typename V::T load_weights(const std::byte* row, int64_t i, int count) {
   }
 }
 
-// Where memory is asked for what comes, one token reads two rows side by side, and asks four times as far ahead as
-// where sixteen are read.
+// Where memory is asked for what comes, one token reads two rows side by side.
 constexpr int kAskedRows = 2;
-constexpr int64_t kAskedAhead = 4;
 
 // Lanes run along a row; R rows and T tokens at a time share the loads. Memory is asked for what lies `ahead` bytes
 // further, if that is not 0.
@@ -85,9 +83,8 @@ inline void for_streams(const MatmulTask& task, const F& f) {
 
 template <class V, class Format, int R>
 inline void decode_float_token(const MatmulTask& task) {
-  const int64_t ahead = kAskedAhead * task.ahead;
   for_streams<R>(task, [&]<int Rows>(int64_t r, int64_t distance) {
-    decode_dots<V, Format, Rows, 1>(task, r, distance, 0, ahead);
+    decode_dots<V, Format, Rows, 1>(task, r, distance, 0, task.ahead);
   });
 }
 
@@ -96,7 +93,7 @@ template <class V, class Format>
 inline void decode_float_tokens(const MatmulTask& task) {
   constexpr int T = V::kDotTokens;
   for_streams<V::kDotRows>(task, [&]<int Rows>(int64_t r, int64_t distance) {
-    int64_t ahead = kAskedAhead * task.ahead;
+    int64_t ahead = task.ahead;
     int t = 0;
     for (; t + T <= task.n; t += T, ahead = 0) decode_dots<V, Format, Rows, T>(task, r, distance, t, ahead);
     for (; t + 2 <= task.n; t += 2, ahead = 0) decode_dots<V, Format, Rows, 2>(task, r, distance, t, ahead);

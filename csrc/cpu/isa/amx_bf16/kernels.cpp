@@ -42,7 +42,7 @@ Kernels make(std::tuple<Format...>*) {
   k.prefill_rows = int(kBlockRows);
   k.panel_rows = 2 * kPanelRows;
   k.attention = attention;
-  k.decode_ahead = 256;
+  k.float_ahead = 1024;
   int format = 0;
   ((set_pass<Format, Pass::kPrefill>(k, format), set_pass<Format, Pass::kPrecisePrefill>(k, format), ++format), ...);
   return k;

@@ -41,7 +41,7 @@ inline int64_t token_bytes(int64_t n_cols, int64_t n_tokens) {
 
 // 16 lines of 16 dwords, pairs of bfloat16: line i of `to` is the lines' dword i.
 GRISTMILL_INLINE void turn(const Bf16Tile& from, Bf16Tile& to) {
-  const Rows lines{reinterpret_cast<const uint8_t*>(from), sizeof from[0]};
+  Rows lines(reinterpret_cast<const uint8_t*>(from), sizeof from[0]);
   for_words<16>(lines, [&](auto i, __m512i x) GRISTMILL_LAMBDA { _mm512_store_si512(to[i], x); });
 }
 

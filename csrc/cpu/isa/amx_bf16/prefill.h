@@ -31,9 +31,10 @@ inline void store_sums(const MatmulTask& task, int64_t first_token, int64_t row,
   const __m512 bias = task.bias ? _mm512_maskz_loadu_ps(mask, task.bias + row) : _mm512_setzero_ps();
   const int n = int(std::min<int64_t>(kTokens, task.n - first_token));
   float* y = task.y + first_token * m + row;
+  Rows rows(reinterpret_cast<const uint8_t*>(sums), sizeof sums[0]);
   for (int t = 0; t < n; t += 4) {
     __m512i c[4];
-    columns(Rows{reinterpret_cast<const uint8_t*>(sums), sizeof sums[0]}, t * int(sizeof(float)), c);
+    columns(rows, t * int(sizeof(float)), c);
     for (int i = 0; i < std::min(4, n - t); ++i, y += m)
       store_line(y, mask, _mm512_add_ps(_mm512_castsi512_ps(c[i]), bias));
   }

@@ -57,15 +57,14 @@ inline void add_piece(const Weight& w, int64_t r, int n_rows, int64_t distance, 
 
 // Asks for a piece of every lane, one after the other. An address that runs on: one computed for each lane costs eight
 // tokens 4 to 8 %.
-template <class Format, Cache kCache>
+template <class Format>
 class LaneAsker {
  public:
-  // From column k of row r on, and `ahead` bytes further.
-  GRISTMILL_INLINE LaneAsker(const Weight& w, int64_t r, int64_t distance, int64_t k, int64_t ahead)
-      : p_(weight_address<Format>(w, r, k) + uintptr_t(ahead)),
-        stride_(uintptr_t(distance * weight_bytes<Format>(w.n_cols))) {}
+  // From column k of row r on.
+  GRISTMILL_INLINE LaneAsker(const Weight& w, int64_t r, int64_t distance, int64_t k)
+      : p_(weight_address<Format>(w, r, k)), stride_(uintptr_t(distance * weight_bytes<Format>(w.n_cols))) {}
   GRISTMILL_INLINE void ask() {
-    ask_for<kCache>(p_, weight_bytes<Format>(kPieceK));
+    ask_for<Cache::kL1>(p_, weight_bytes<Format>(kPieceK));
     p_ += stride_;
   }
 
@@ -76,16 +75,11 @@ class LaneAsker {
 template <class Layout, int kPlanes>
 inline void decode_token(const MatmulTask& task, int64_t r, int n_rows, int64_t distance, Panel& panel,
                          PanelSums<1>& sums) {
-  using Format = typename Layout::Format;
   const Weight& w = *task.w;
   const auto* x = reinterpret_cast<const TilePiece<kPlanes, 1>*>(task.x);
   std::memset(sums, 0, sizeof sums);
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, ++x) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
-    if (task.ahead) {
-      LaneAsker<Format, Cache::kL2> lanes(w, r, distance, k0, task.ahead);
-      for (int i = 0; i < n_rows; ++i) lanes.ask();
-    }
     if constexpr (kPlanes == 1) {
       if (x->n_outliers > 0) {
         add_piece<Layout, true>(w, r, n_rows, distance, k0, n_k, *x, panel, sums);
@@ -110,7 +104,7 @@ inline void decode_tiles(const MatmulTask& task, int64_t r, int n_rows, int64_t 
   for (int64_t k0 = 0; k0 < w.n_cols; k0 += kPieceK, x += kTiles) {
     const int64_t n_k = std::min<int64_t>(kPieceK, w.n_cols - k0);
     unpack_piece<Layout>(w, r, n_rows, distance, k0, n_k, panel);
-    LaneAsker<Format, Cache::kL1> lanes(w, r, distance, k0 + kPieceK, 0);
+    LaneAsker<Format> lanes(w, r, distance, k0 + kPieceK);
     const auto ask = [&](int group) GRISTMILL_LAMBDA {
       if (2 * group >= n_rows) return;
       lanes.ask();

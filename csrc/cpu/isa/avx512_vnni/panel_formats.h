@@ -26,7 +26,7 @@ struct LayoutOf {
 
 // A format without a specialization goes through its to_affine(); correct everywhere, fast nowhere.
 template <class F, int kBlocks>
-inline void unpack_generic(const Rows& rows, Panel& panel) {
+inline void unpack_generic(Rows& rows, Panel& panel) {
   constexpr int kBlock = F::kBlockSize, kGroups = kBlock / F::kGroup;
   for (int r = 0; r < kPanelRows; ++r)
     for (int b = 0; b < kBlocks; ++b) {
@@ -46,7 +46,7 @@ inline void unpack_generic(const Rows& rows, Panel& panel) {
 template <class F>
 struct PanelLayout : LayoutOf<F> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     constexpr int kWeights = kBlocks * F::kBlockSize;
     Panel panel;
     unpack_generic<F, kBlocks>(rows, panel);
@@ -73,7 +73,7 @@ GRISTMILL_INLINE void set_nibbles(Block block, J j, __m512i q, Sink& sink, const
 
 // d and nibbles.
 template <int kBlocks, class Sink, class F>
-GRISTMILL_INLINE void unpack_half_nibbles(const Rows& rows, Sink& sink, const F& f) {
+GRISTMILL_INLINE void unpack_half_nibbles(Rows& rows, Sink& sink, const F& f) {
   for_half_blocks<kBlocks, 4>(
       rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
       [&](auto b, auto j, __m512i q) GRISTMILL_LAMBDA { set_nibbles(b, j, q, sink, f); });
@@ -82,7 +82,7 @@ GRISTMILL_INLINE void unpack_half_nibbles(const Rows& rows, Sink& sink, const F&
 template <>
 struct PanelLayout<formats::Q4_0> : LayoutOf<formats::Q4_0> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     unpack_half_nibbles<kBlocks>(rows, sink, as_they_are);
   }
 };
@@ -97,7 +97,7 @@ GRISTMILL_INLINE void set_scale_and_minimum(int group, __m512i halves, Sink& sin
 template <>
 struct PanelLayout<formats::Q4_1> : LayoutOf<formats::Q4_1> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     for_words<5 * kBlocks>(rows, [&](auto i, __m512i w) GRISTMILL_LAMBDA {
       constexpr int b = i / 5, at = i % 5;
       if constexpr (at == 0) {
@@ -121,7 +121,7 @@ GRISTMILL_INLINE __m512i add_fifth_bits(__m512i nibbles, __m512i high, I i) {
 template <>
 struct PanelLayout<formats::Q5_0> : LayoutOf<formats::Q5_0> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     __m512i high;
     for_half_blocks<kBlocks, 5>(
         rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
@@ -139,7 +139,7 @@ struct PanelLayout<formats::Q5_0> : LayoutOf<formats::Q5_0> {
 template <>
 struct PanelLayout<formats::Q5_1> : LayoutOf<formats::Q5_1> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     __m512i high;
     for_words<6 * kBlocks>(rows, [&](auto i, __m512i w) GRISTMILL_LAMBDA {
       constexpr int b = i / 6, at = i % 6;
@@ -158,7 +158,7 @@ struct PanelLayout<formats::Q5_1> : LayoutOf<formats::Q5_1> {
 template <>
 struct PanelLayout<formats::Q8_0> : LayoutOf<formats::Q8_0> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     for_half_blocks<kBlocks, 8>(
         rows, [&](auto b, __m512 d) GRISTMILL_LAMBDA { sink.set_scale(b, d); },
         // + 128: vpdpbusd's weights are unsigned
@@ -177,7 +177,7 @@ constexpr auto as_iq4_levels = [](__m512i nibbles, auto) GRISTMILL_LAMBDA { retu
 template <>
 struct PanelLayout<formats::IQ4_NL> : LayoutOf<formats::IQ4_NL> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     unpack_half_nibbles<kBlocks>(rows, sink, as_iq4_levels);
   }
 };
@@ -186,7 +186,7 @@ struct PanelLayout<formats::IQ4_NL> : LayoutOf<formats::IQ4_NL> {
 
 // Q4_K's and Q5_K's header of 16 bytes: eight scales and minima (formats/k_scales.h), four codes of a row in a dword.
 template <class Sink>
-GRISTMILL_INLINE void set_k_scales(const Rows& rows, Sink& sink) {
+GRISTMILL_INLINE void set_k_scales(Rows& rows, Sink& sink) {
   __m512i header[4];
   columns(rows, 0, header);
   const __m512 d = low_halves(header[0]);
@@ -205,7 +205,7 @@ GRISTMILL_INLINE void set_k_scales(const Rows& rows, Sink& sink) {
 template <>
 struct PanelLayout<formats::Q4_K> : LayoutOf<formats::Q4_K> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     set_k_scales(rows, sink);
     for_constants<8>([&](auto i) GRISTMILL_LAMBDA {
       __m512i c[4];
@@ -222,7 +222,7 @@ struct PanelLayout<formats::Q4_K> : LayoutOf<formats::Q4_K> {
 template <>
 struct PanelLayout<formats::Q5_K> : LayoutOf<formats::Q5_K> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     set_k_scales(rows, sink);
     __m512i high[2][4];
     columns(rows, 16, high[0]);
@@ -247,7 +247,7 @@ struct PanelLayout<formats::Q5_K> : LayoutOf<formats::Q5_K> {
 template <>
 struct PanelLayout<formats::Q6_K> : LayoutOf<formats::Q6_K> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     RowFields<uint16_t> d;
     d.copy(rows, 208);
     for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
@@ -278,7 +278,7 @@ struct PanelLayout<formats::Q6_K> : LayoutOf<formats::Q6_K> {
 
 // set(i, u) for the codes of 2 bits.
 template <class Set>
-GRISTMILL_INLINE void unpack_q2_k(const Rows& rows, const Set& set) {
+GRISTMILL_INLINE void unpack_q2_k(Rows& rows, const Set& set) {
   for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
     __m512i c[4];
     columns(rows, 16 + 16 * i, c);
@@ -301,7 +301,7 @@ GRISTMILL_INLINE void set_q2_k_minima(const __m512i (&codes)[4], __m512i halves,
 template <>
 struct PanelLayout<formats::Q2_K> : LayoutOf<formats::Q2_K> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     RowFields<uint32_t> both;
     both.copy(rows, 80);
     unpack_q2_k(rows, [&](auto i, __m512i u) GRISTMILL_LAMBDA { sink.set_u(i, u); });
@@ -321,7 +321,7 @@ template <>
 struct PrefillLayout<formats::Q2_K> : LayoutOf<formats::Q2_K> {
   static constexpr int kGroup = 32;
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     RowFields<uint32_t> both;
     both.copy(rows, 80);
     __m512i codes[4];
@@ -339,7 +339,7 @@ struct PrefillLayout<formats::Q2_K> : LayoutOf<formats::Q2_K> {
 
 // Sixteen scales of 0 to 63, four in a dword; set(i, u) for the codes of 3 bits. Returns d.
 template <class Set>
-GRISTMILL_INLINE __m512 unpack_q3_k(const Rows& rows, __m512i (&codes)[4], const Set& set) {
+GRISTMILL_INLINE __m512 unpack_q3_k(Rows& rows, __m512i (&codes)[4], const Set& set) {
   __m512i w[4];
   columns(rows, 94, w);  // two bytes of weights, twelve of scales, d
   const auto word = [&](int i) GRISTMILL_LAMBDA {
@@ -369,7 +369,7 @@ GRISTMILL_INLINE __m512 unpack_q3_k(const Rows& rows, __m512i (&codes)[4], const
 template <>
 struct PanelLayout<formats::Q3_K> : LayoutOf<formats::Q3_K> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     __m512i codes[4];
     const __m512 d = unpack_q3_k(rows, codes, [&](auto i, __m512i u) GRISTMILL_LAMBDA { sink.set_u(i, u); });
     for_constants<16>([&](auto g) GRISTMILL_LAMBDA {
@@ -385,7 +385,7 @@ template <>
 struct PrefillLayout<formats::Q3_K> : LayoutOf<formats::Q3_K> {
   static constexpr int kGroup = 32, kZero = 128;
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     __m512i codes[4];
     const __m512 d = unpack_q3_k(rows, codes, [&](auto i, __m512i u) GRISTMILL_LAMBDA {
       constexpr int g = i / 4;
@@ -404,7 +404,7 @@ struct PrefillLayout<formats::Q3_K> : LayoutOf<formats::Q3_K> {
 template <>
 struct PanelLayout<formats::IQ4_XS> : LayoutOf<formats::IQ4_XS> {
   template <int kBlocks, class Sink>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, Sink& sink) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, Sink& sink) {
     RowFields<uint32_t> first, low;
     first.copy(rows, 0);
     low.copy(rows, 4);
@@ -435,14 +435,20 @@ GRISTMILL_INLINE void unpack_blocks(const Weight& w, int64_t r, int n_rows, int6
   constexpr int kWeights = kBlocks * Format::kBlockSize, kBytes = int(weight_bytes<Format>(kWeights));
   const int64_t row_bytes = weight_bytes<Format>(w.n_cols), stride = distance * row_bytes;
   const auto* p = reinterpret_cast<const uint8_t*>(w.data) + r * row_bytes + weight_bytes<Format>(k0);
-  if (n_rows >= kPanelRows && n_k == kWeights) return Layout::template unpack<kBlocks>(Rows{p, stride}, sink);
+  if (n_rows >= kPanelRows && n_k == kWeights) {
+    Rows rows(p, stride);
+    // Not the copy below: what follows that is nobody's.
+    if constexpr (requires { sink.ask_beyond(rows); }) sink.ask_beyond(rows);
+    return Layout::template unpack<kBlocks>(rows, sink);
+  }
   alignas(64) uint8_t copy[kPanelRows][kBytes];
   const size_t n_bytes = std::min(size_t(weight_bytes<Format>(n_k)), size_t(kBytes));
   for (int i = 0; i < kPanelRows; ++i) {
     std::memcpy(copy[i], p + std::min(i, n_rows - 1) * stride, n_bytes);
     std::memset(copy[i] + n_bytes, 0, kBytes - n_bytes);
   }
-  Layout::template unpack<kBlocks>(Rows{copy[0], kBytes}, sink);
+  Rows rows(copy[0], kBytes);
+  Layout::template unpack<kBlocks>(rows, sink);
 }
 
 // Rows often end in a piece that is not whole: pairs of blocks, where a format's blocks are small.

@@ -20,14 +20,31 @@ GRISTMILL_INLINE void multiply_add(__m512& sum, __m512 a, __m512 b) {
 
 constexpr int kPanelRows = 16;
 
+// Rows p + i * stride by what an address can hold: four bases, one and three strides.
 struct Rows {
-  const uint8_t* p;
-  int64_t stride;
-  const uint8_t* at(int row, int offset) const { return p + row * stride + offset; }
+  const uint8_t *p, *p4, *p8, *p12;
+  int64_t stride, stride3;
+  Rows(const uint8_t* first, int64_t row_stride)
+      : p(first),
+        p4(first + 4 * row_stride),
+        p8(first + 8 * row_stride),
+        p12(first + 12 * row_stride),
+        stride(row_stride),
+        stride3(3 * row_stride) {}
+  GRISTMILL_INLINE const uint8_t* at(int row, int offset) const {
+    const uint8_t* base = row < 4 ? p : row < 8 ? p4 : row < 12 ? p8 : p12;
+    return base + (row % 4 == 3 ? stride3 : row % 4 * stride) + offset;
+  }
+  // Left alone, compilers compute every row's address ahead and keep them all in memory.
+  GRISTMILL_INLINE void hide() { asm("" : "+r"(p), "+r"(p4), "+r"(p8), "+r"(p12), "+r"(stride), "+r"(stride3)); }
 };
 
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline void store16(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
+// 16 bytes and 16 bytes.
+inline __m256i two(const void* low, const void* high) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(load16(low)), load16(high), 1);
+}
 inline __m512i load64(const void* p) { return _mm512_loadu_si512(p); }
 inline __m512i broadcast4(const void* p) {
   int32_t four;
@@ -35,16 +52,14 @@ inline __m512i broadcast4(const void* p) {
   return _mm512_set1_epi32(four);
 }
 
-// 16 bytes of every row -> four registers of one dword a row. Three of four moves are inserts from memory, which run on
-// two ports; shuffles between lanes would all wait for one.
-GRISTMILL_INLINE void columns(const Rows& rows, int offset, __m512i (&c)[4]) {
+// 16 bytes of every row -> four registers of one dword a row. Half of the moves between lanes are inserts of 128 bits
+// from memory into 256, which cost half of what others do where the hardware takes 512 bits in two halves (Zen 4).
+GRISTMILL_INLINE void columns(Rows& rows, int offset, __m512i (&c)[4]) {
+  rows.hide();
   __m512i a[4];
-  for (int j = 0; j < 4; ++j) {  // block b of 128 bits: row j + 4 b
-    a[j] = _mm512_castsi128_si512(load16(rows.at(j, offset)));
-    a[j] = _mm512_inserti32x4(a[j], load16(rows.at(j + 4, offset)), 1);
-    a[j] = _mm512_inserti32x4(a[j], load16(rows.at(j + 8, offset)), 2);
-    a[j] = _mm512_inserti32x4(a[j], load16(rows.at(j + 12, offset)), 3);
-  }
+  for (int j = 0; j < 4; ++j)  // block b of 128 bits: row j + 4 b
+    a[j] = _mm512_inserti64x4(_mm512_castsi256_si512(two(rows.at(j, offset), rows.at(j + 4, offset))),
+                              two(rows.at(j + 8, offset), rows.at(j + 12, offset)), 1);
   const __m512i t0 = _mm512_unpacklo_epi32(a[0], a[1]), t1 = _mm512_unpackhi_epi32(a[0], a[1]);
   const __m512i t2 = _mm512_unpacklo_epi32(a[2], a[3]), t3 = _mm512_unpackhi_epi32(a[2], a[3]);
   c[0] = _mm512_unpacklo_epi64(t0, t2);
@@ -59,7 +74,7 @@ inline __m512 high_halves(__m512i x) { return low_halves(_mm512_srli_epi32(x, 16
 
 // N dwords of every row, each row's first at its start: f(constant<0>, word), f(constant<1>, word), ...
 template <int N, class F>
-GRISTMILL_INLINE void for_words(const Rows& rows, const F& f) {
+GRISTMILL_INLINE void for_words(Rows& rows, const F& f) {
   for_constants<(N + 3) / 4>([&](auto i) GRISTMILL_LAMBDA {
     constexpr int first = 4 * i < N - 4 ? 4 * i : N - 4;  // the last may overlap those before
     __m512i c[4];
@@ -74,7 +89,7 @@ GRISTMILL_INLINE void for_words(const Rows& rows, const F& f) {
 // the other's d, and are put together again. head(b, d) before word(b, 0, q) to word(b, kWords - 1, q).
 //   first:  d q0 | q0 q1 | q1 q2 | ... | q3 d'    second: | q0' q0' | q1' q1' | ...
 template <int kBlocks, int kWords, class Head, class Word>
-GRISTMILL_INLINE void for_half_blocks(const Rows& rows, const Head& head, const Word& word) {
+GRISTMILL_INLINE void for_half_blocks(Rows& rows, const Head& head, const Word& word) {
   static_assert(kBlocks % 2 == 0);
   constexpr int kPair = 2 * kWords + 1;
   __m512i before = _mm512_setzero_si512();
@@ -97,7 +112,8 @@ GRISTMILL_INLINE void for_half_blocks(const Rows& rows, const Head& head, const 
 template <class Field>
 struct RowFields {
   alignas(64) Field of[kPanelRows];
-  void copy(const Rows& rows, int offset) {
+  GRISTMILL_INLINE void copy(Rows& rows, int offset) {
+    rows.hide();
 #pragma GCC unroll 16
     for (int i = 0; i < kPanelRows; ++i) std::memcpy(&of[i], rows.at(i, offset), sizeof(Field));
     asm("" : "+m"(of));  // or the compiler gathers them with inserts, on the ports that multiply

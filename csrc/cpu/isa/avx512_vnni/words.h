@@ -93,7 +93,7 @@ struct WordLayout {
   static constexpr int kBlocks = kPieceK;  // of one weight
 
   template <int kWeights>
-  GRISTMILL_INLINE static void unpack(const Rows& rows, WordPanel& panel) {
+  GRISTMILL_INLINE static void unpack(Rows& rows, WordPanel& panel) {
     for (int g = 0; g < kWeights / 32; ++g) {
       __m512i c[16];
       for_constants<4>([&](auto i) GRISTMILL_LAMBDA {
