@@ -157,7 +157,7 @@ part_python() { # the same library under the package and the command line
   [[ ${#missing[@]} -eq 0 ]] || { say "  Python lacks ${missing[*]}" && return "$not_run"; }
   [[ -f $build/_cuda.so ]] || { say "  there is no library: run the part build" && return "$not_run"; }
   rm -rf "$site"
-  python3 -m pip install -q --no-build-isolation --no-deps --config-settings=cmake.define.GRISTMILL_ISA=none \
+  timeout 150 python3 -m pip install -q --no-build-isolation --no-deps --config-settings=cmake.define.GRISTMILL_ISA=none \
     --config-settings=cmake.define.GRISTMILL_CUDA=OFF --target "$site" . >>"$out/log.txt" 2>&1 || return 1
   GRISTMILL_CUDA_LIBRARY=$build/_cuda.so PYTHONPATH=$site:${PYTHONPATH:-} \
     timeout 200 python3 benchmarks/gpu/through_python.py "$build/models" 2>&1 | tee -a "$out/log.txt"

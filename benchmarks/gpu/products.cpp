@@ -109,6 +109,7 @@ void bench_decode(const Context& c, const formats::FormatInfo& format, const Sha
   // Tokens, and blocks an SM: one token in both forms of the kernel.
   constexpr std::pair<int, int> kForms[] = {{1, 1}, {1, 2}, {4, 1}, {8, 1}, {kMost, 1}};
   for (const auto& [n, resident] : kForms) {
+    if (resident > 1 && !fits_twice(format.id)) continue;
     const Activations& x = activations.of(n, shape.n_cols);
     const DecodeWorkspace space{partials.get(), counters.get(), resident};
     const DecodeInput input{x.x.get(), x.forms.quantized};

@@ -19,7 +19,7 @@ int n_wrong();
 // What a product may differ by: int8 planes and float32 sums, or halves.
 enum class Arithmetic { kPlanes, kFloats, kHalves };
 
-// Some rows of y = matrix x, x [n][n_cols] and y [n][n_rows] on the device.
+// All rows of some tokens of y = matrix x, x [n][n_cols] and y [n][n_rows] on the device.
 void verify_product(const Context& c, const std::string& name, const DeviceMatrix& matrix, const float* x, int n,
                     const float* y, Arithmetic arithmetic);
 

@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "cuda/decode_finish.h"
 #include "cuda/decode_float.h"
+#include "cuda/decode_forms.h"
 #include "cuda/decode_integer.h"
 #include "cuda/decode_line.h"
 #include "cuda/decode_work.h"
@@ -28,11 +29,6 @@ constexpr int kWarpRows =
 // Of a group. Where an SM has room for two blocks, the next kernel's first copies begin beside this one's last sums.
 template <int kResident>
 constexpr int kMostRows = kResident == 2 ? 12 : kDecodeShares;
-// Formats whose sums of one token fit the 80 registers that two blocks of twelve warps leave each thread on sm_90; the
-// others spill there (check_kernels.py), or are floats. Without bulk copies Q4_0 and Q4_K spill too.
-template <TypeId id>
-constexpr bool kFitsTwice = id == TypeId::Q4_0 || id == TypeId::Q5_0 || id == TypeId::Q8_0 || id == TypeId::Q4_K ||
-                            id == TypeId::Q5_K || id == TypeId::IQ4_NL || id == TypeId::IQ4_XS;
 
 // Warps that bring activations of many tokens to shared memory for the others.
 template <TypeId id, int kTokens, bool kBulk>
@@ -288,7 +284,7 @@ template <TypeId id, int kTokens>
 void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, Stream stream) {
   const auto bulk = decode_matmul_kernel<id, kTokens, true, 1>;
   const bool copies_bulk = device.bulk_copies() && runs_sm90_code(bulk);
-  const bool twice = kFitsTwice<id> && copies_bulk && work.resident == 2;
+  const bool twice = fits_twice(id) && copies_bulk && work.resident == 2;
   // An SM keeps 1 KiB of its memory for each block.
   const int64_t memory = twice ? device.shared_bytes_per_multiprocessor / 2 - 1024 : device.shared_bytes_per_block;
   const int most = twice ? kMostRows<2> : kMostRows<1>;
@@ -308,7 +304,7 @@ void launch_tokens(DecodeWork work, const DeviceInfo& device, bool dependent, St
   const unsigned threads = unsigned(warps + more_warps) * kWarp;
   const LaunchConfig config{{unsigned(work.line.n_blocks)}, {threads}, size_t(bytes), stream, dependent};
   auto kernel = copies_bulk ? bulk : decode_matmul_kernel<id, kTokens, false, 1>;
-  if constexpr (kTokens == 1 && kFitsTwice<id>) {
+  if constexpr (kTokens == 1 && fits_twice(id)) {
     if (twice) kernel = decode_matmul_kernel<id, kTokens, true, 2>;
   }
   launch("decode_matmul", kernel, config, work);

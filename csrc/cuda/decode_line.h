@@ -102,7 +102,7 @@ struct Stretch {
   int begin, end;
   TilePlace first, last;  // its tiles
 
-  DEVICE Stretch(const DecodeLine& line, int block)
+  HOST_DEVICE Stretch(const DecodeLine& line, int block)
       : begin(line.blocks.begin(block)),
         end(line.blocks.begin(block + 1)),
         first(place_of(line, begin)),
@@ -115,7 +115,7 @@ struct Run {
   int begin, end;
 };
 // What a stretch has of a row of a group: begin is not below end where that is nothing.
-DEVICE Run run_of(const DecodeLine& line, const Stretch& s, int group, int row) {
+HOST_DEVICE Run run_of(const DecodeLine& line, const Stretch& s, int group, int row) {
   return {group, row, group == s.first.group ? s.first.column + (row < s.first.row ? 1 : 0) : 0,
           group == s.last.group ? s.last.column + (row <= s.last.row ? 1 : 0) : line.column_tiles};
 }
@@ -124,10 +124,10 @@ DEVICE Run run_of(const DecodeLine& line, const Stretch& s, int group, int row) 
 // empty, then to the one behind it.
 class Runs {
  public:
-  DEVICE Runs(const DecodeLine& line, const Stretch& stretch, int row, int step)
+  HOST_DEVICE Runs(const DecodeLine& line, const Stretch& stretch, int row, int step)
       : line_(line), stretch_(stretch), first_row_(row), step_(step), run_{stretch.first.group, row - step, 0, 0} {}
 
-  DEVICE bool next() {
+  HOST_DEVICE bool next() {
     for (;;) {
       int group = run_.group, row = run_.row + step_;
       if (row >= line_.groups.size(group)) {
@@ -139,7 +139,7 @@ class Runs {
       if (run_.begin < run_.end) return true;
     }
   }
-  DEVICE const Run& at() const { return run_; }
+  HOST_DEVICE const Run& at() const { return run_; }
 
  private:
   const DecodeLine& line_;

@@ -22,7 +22,7 @@ struct GlobalRows {
 struct StagedRows {
   static constexpr bool kWholeBlocks =
       true;  // every eight tokens are there: the last one's stand for those that are not
-  static constexpr int kPlane = kTileColumns + 32, kScales = kTileColumns / 16 + 4, kSums = kTileColumns / 16 + 4;
+  static constexpr int kPlane = kTileColumns + 16, kScales = kTileColumns / 16 + 4, kSums = kTileColumns / 16 + 4;
   DEVICE static constexpr int plane(const DecodeWork&) { return kPlane; }
   DEVICE static constexpr int scales(const DecodeWork&) { return kScales; }
   DEVICE static constexpr int sums(const DecodeWork&) { return kSums; }

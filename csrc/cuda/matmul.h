@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "cuda/activations.h"
+#include "cuda/decode_forms.h"
 #include "cuda/kv_layout.h"
 #include "cuda/matrix.h"
 #include "cuda/runtime.h"
@@ -45,11 +46,6 @@ struct GateRows {
 using Finish = std::variant<std::monostate, StoreHeads, GateRows>;
 // Whether the shapes allow it.
 bool can_finish(std::span<const DeviceProduct> products, const Finish& finish);
-
-// Blocks that an SM is to have room for in products of one token: 1, with sixteen warps, or 2, with twelve, where the
-// format allows it (decode_kernel.h). Which is faster no GPU has said yet; `gpu_bench kernels` measures both. A
-// result's bits depend on it.
-constexpr int kDecodeResident = 1;
 
 // Work space of decode_matmul.
 struct DecodeWorkspace {
