@@ -81,6 +81,33 @@ int claim_slot(uintptr_t begin, uintptr_t end) {
   return -1;
 }
 
+// A mapping of a file's bytes that a large page may hold: on such a boundary, and asked for. What of a file is in no
+// cache then is read 2 MiB at once, which is faster, and stays in large pages for as long as the system keeps it, where
+// file system and kernel have them for files.
+void* map_file(int fd, size_t bytes) {
+  constexpr size_t kLargePage = size_t(2) << 20;
+  if (bytes < kLargePage) return mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
+  const size_t reserved = (bytes + g_page - 1) / g_page * g_page + kLargePage;
+  void* room = mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return room;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(room), end = begin + reserved;
+  const uintptr_t aligned = (begin + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t aligned_end = aligned + (bytes + g_page - 1) / g_page * g_page;
+  void* map = mmap(reinterpret_cast<void*>(aligned), bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+  const int error = errno;
+  if (map == MAP_FAILED) {
+    munmap(room, reserved);
+    errno = error;
+    return map;
+  }
+  if (begin < aligned) munmap(room, aligned - begin);
+  if (aligned_end < end) munmap(reinterpret_cast<void*>(aligned_end), end - aligned_end);
+#ifdef MADV_HUGEPAGE
+  madvise(map, bytes, MADV_HUGEPAGE);  // advice that the system may not take
+#endif
+  return map;
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -92,7 +119,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     throw GGUFError(path + ": not a regular, non-empty file");
   }
   size_ = uint64_t(status.st_size);
-  void* map = mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
+  void* map = map_file(fd, size_);
   const int error = errno;
   if (map == MAP_FAILED) {
     ::close(fd);

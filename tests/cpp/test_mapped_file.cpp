@@ -8,11 +8,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -55,6 +57,30 @@ void reads_what_is_there() {
   CHECK(file.size() == 3 * kPage + 5);
   CHECK(at(file, 0) == 'x' && at(file, 3 * kPage + 4) == 'x');
   file.check();
+}
+
+size_t n_mappings() {
+  std::ifstream maps("/proc/self/maps");
+  return size_t(std::count(std::istreambuf_iterator<char>(maps), {}, '\n'));
+}
+
+// A file that large pages may hold lies on a boundary of them, and what was reserved around it is given back.
+void lies_on_large_pages() {
+  constexpr size_t kLargePage = size_t(2) << 20;
+  for (const size_t size : {kLargePage, 2 * kLargePage + 5}) {
+    const std::string path = make_file("large", size);
+    const size_t before = n_mappings();
+    {
+      const MappedFile file(path);
+      CHECK(reinterpret_cast<uintptr_t>(file.data()) % kLargePage == 0);
+      CHECK(file.size() == size && at(file, 0) == 'x' && at(file, size - 1) == 'x');
+      CHECK(n_mappings() <= before + 1, "%zu mappings, %zu before", n_mappings(), before);
+      CHECK(truncate(path.c_str(), off_t(kPage)) == 0);
+      CHECK(at(file, 0) == 'x' && at(file, size - 1) == 0 && at(file, kPage) == 0);
+      CHECK(throws<GGUFError>([&] { file.check(); }, "was cut"));
+    }
+    CHECK(n_mappings() <= before, "%zu mappings left, %zu before", n_mappings(), before);
+  }
 }
 
 void refuses_what_is_no_file() {
@@ -209,6 +235,7 @@ int main() {
   g_folder = mkdtemp(folder);
   previous_handler_is_asked();
   reads_what_is_there();
+  lies_on_large_pages();
   refuses_what_is_no_file();
   cut_while_mapped();
   cut_is_seen_by_size();
