@@ -10,11 +10,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -59,9 +59,24 @@ void reads_what_is_there() {
   file.check();
 }
 
-size_t n_mappings() {
+// The process's mappings, as the system tells them.
+struct Mapping {
+  uintptr_t begin, end;
+  bool reserved;  // no access at all
+  std::string path;
+};
+
+std::vector<Mapping> mappings() {
+  std::vector<Mapping> found;
   std::ifstream maps("/proc/self/maps");
-  return size_t(std::count(std::istreambuf_iterator<char>(maps), {}, '\n'));
+  for (std::string line; std::getline(maps, line);) {
+    unsigned long begin = 0, end = 0;
+    char access[5] = "";
+    CHECK(std::sscanf(line.c_str(), "%lx-%lx %4s", &begin, &end, access) == 3, "%s", line.c_str());
+    const size_t path = line.find('/');
+    found.push_back({begin, end, std::strncmp(access, "---", 3) == 0, path < line.size() ? line.substr(path) : ""});
+  }
+  return found;
 }
 
 // A file that large pages may hold lies on a boundary of them, and what was reserved around it is given back.
@@ -69,17 +84,25 @@ void lies_on_large_pages() {
   constexpr size_t kLargePage = size_t(2) << 20;
   for (const size_t size : {kLargePage, 2 * kLargePage + 5}) {
     const std::string path = make_file("large", size);
-    const size_t before = n_mappings();
+    const auto is_the_file = [&](const Mapping& m) { return m.path == path; };
     {
       const MappedFile file(path);
-      CHECK(reinterpret_cast<uintptr_t>(file.data()) % kLargePage == 0);
+      const auto begin = reinterpret_cast<uintptr_t>(file.data());
+      const uintptr_t end = begin + (size + kPage - 1) / kPage * kPage;
+      CHECK(begin % kLargePage == 0);
       CHECK(file.size() == size && at(file, 0) == 'x' && at(file, size - 1) == 'x');
-      CHECK(n_mappings() <= before + 1, "%zu mappings, %zu before", n_mappings(), before);
+      const std::vector<Mapping> now = mappings();
+      CHECK(std::count_if(now.begin(), now.end(), is_the_file) == 1);
+      for (const Mapping& m : now) {
+        CHECK(!is_the_file(m) || (m.begin == begin && m.end == end));
+        CHECK(!(m.reserved && (m.begin == end || m.end == begin)), "%zu bytes kept", size_t(m.end - m.begin));
+      }
       CHECK(truncate(path.c_str(), off_t(kPage)) == 0);
       CHECK(at(file, 0) == 'x' && at(file, size - 1) == 0 && at(file, kPage) == 0);
       CHECK(throws<GGUFError>([&] { file.check(); }, "was cut"));
     }
-    CHECK(n_mappings() <= before, "%zu mappings left, %zu before", n_mappings(), before);
+    const std::vector<Mapping> left = mappings();
+    CHECK(std::none_of(left.begin(), left.end(), is_the_file));
   }
 }
 
